@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +106,20 @@ def test_a_change_of_the_size_draws_anew_and_a_narrow_terminal_keeps_the_ids(
         shown = terminal.wait_for("by rate ▼")
         assert "OWNER" not in shown
         assert run_id in shown
+
+
+def test_ctrl_z_gives_the_terminal_back_until_the_shell_goes_on(server: ServerProcess) -> None:
+    with Terminal("top", "--url", server.url) as terminal:
+        terminal.wait_for("by rate ▼")
+        terminal.press("\x1a")
+        _, status = os.waitpid(terminal.process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        terminal.process.send_signal(signal.SIGCONT)
+        terminal.wait_for("by rate ▼")
+        assert terminal.output.count(LEAVES_SCREEN) == 1
+        terminal.press("q")
+        assert terminal.end() == 0
+    assert terminal.output.count(LEAVES_SCREEN) == 2
 
 
 def test_colours_are_left_out_where_they_are_not_wanted(server: ServerProcess, runs: Runs) -> None:

@@ -5,8 +5,7 @@ import sys
 import termios
 import tty
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final, Self
 
 _SEQUENCES: Final = {
     "[A": "up",
@@ -24,24 +23,38 @@ _NAMES: Final = {"\r": "enter", "\n": "enter", "\x7f": "backspace", "\b": "backs
 _MOST_BYTES: Final = 1024
 
 
-@contextmanager
-def single_keys() -> Iterator[int | None]:
-    """Yield a descriptor that gives keys without Enter; None if standard input is no terminal."""
-    if not sys.stdin.isatty():
-        yield None
-        return
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    try:
-        tty.setcbreak(descriptor)
-        yield descriptor
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+class Keyboard:
+    """Keys of standard input without Enter, from ``start`` until ``stop``. Both are idempotent."""
 
+    def __init__(self) -> None:
+        self.descriptor = sys.stdin.fileno() if sys.stdin.isatty() else None
+        """None if standard input is no terminal, so that there are no keys."""
+        self._before: list[Any] | None = None
 
-def read_keys(descriptor: int) -> list[str]:
-    """Return the keys that were pressed: characters, or names such as ``up`` and ``enter``."""
-    return list(keys_of(os.read(descriptor, _MOST_BYTES).decode("utf-8", "replace")))
+    def start(self) -> None:
+        if self.descriptor is not None and self._before is None:
+            self._before = termios.tcgetattr(self.descriptor)
+            tty.setcbreak(self.descriptor)
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+        if self.descriptor is not None and self._before is not None:
+            termios.tcsetattr(self.descriptor, termios.TCSADRAIN, self._before)
+            self._before = None
+
+    def read(self) -> list[str]:
+        """Return the keys that were pressed: characters, or names such as ``up`` and ``enter``."""
+        if self.descriptor is None:
+            return []
+        data = os.read(self.descriptor, _MOST_BYTES)
+        return list(keys_of(data.decode("utf-8", "replace")))
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
 
 def keys_of(text: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The loop of ``reattach top`` on a terminal: samples, keys, and changes of the size."""
 
 import asyncio
+import os
 import signal
 from contextlib import suppress
 from typing import Final
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 
 from reattach.cli.remote.server import explained
-from reattach.cli.top.keys import read_keys, single_keys
+from reattach.cli.top.keys import Keyboard
 from reattach.cli.top.samples import Sample, Sampler
 from reattach.cli.top.screen import picture
 from reattach.cli.top.view import View
@@ -44,7 +45,7 @@ class LiveTable:
         self._console = Console()
         loop = asyncio.get_running_loop()
         with (
-            single_keys() as keys,
+            Keyboard() as self._keyboard,
             Live(console=self._console, screen=True, auto_refresh=False) as self._live,
         ):
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -52,8 +53,10 @@ class LiveTable:
             # Before the first picture, so that it follows every later change of the size.
             for number in (signal.SIGWINCH, signal.SIGCONT):
                 loop.add_signal_handler(number, self._draw)
+            loop.add_signal_handler(signal.SIGTSTP, self._suspend)
+            keys = self._keyboard.descriptor
             if keys is not None:
-                loop.add_reader(keys, self._press, keys)
+                loop.add_reader(keys, self._press)
             self._draw()
             sampling = asyncio.create_task(self._keep_sampling())
             done = asyncio.create_task(self._done.wait())
@@ -104,8 +107,17 @@ class LiveTable:
         )
         self._live.update(drawn, refresh=True)
 
-    def _press(self, descriptor: int) -> None:
-        for key in read_keys(descriptor):
+    def _suspend(self) -> None:
+        """Give the terminal back to the shell, as Ctrl-Z asks, until the shell continues it."""
+        self._live.stop()
+        self._keyboard.stop()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._keyboard.start()
+        self._live.start()
+        self._draw()
+
+    def _press(self) -> None:
+        for key in self._keyboard.read():
             act = self._view.press(key)
             if act == "quit":
                 self._done.set()
