@@ -44,7 +44,7 @@ def completed(line: str, **variables: str) -> list[str]:
 
 
 def test_commands_and_values_of_options_are_completed() -> None:
-    assert completed("reattach runs ") == ["list", "cancel", "tail"]
+    assert completed("reattach runs ") == ["list", "show", "cancel", "tail"]
     assert completed("reattach tokens issue --scope ") == ["read", "send", "cancel"]
 
 
