@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from reattach.cli.top.keys import keys_of
+from reattach.cli.top.samples import place_of
 from reattach.cli.top.view import ORDERS, View
 
 
@@ -118,3 +119,14 @@ def test_q_quits_and_unknown_sequences_of_a_terminal_are_ignored() -> None:
     press(view, "\x1b[1;5Cz\x1b[200~")
     assert view == View()
     assert view.press("q") == "quit"
+
+
+def test_processes_keep_their_places_whichever_of_them_answers() -> None:
+    processes: list[dict[str, Any]] = [
+        {"id": "c", "host": "b", "worker": None},
+        {"id": "b", "host": "a", "worker": 1},
+        {"id": "a", "host": "a", "worker": 0},
+        {"id": "d", "host": None, "worker": None},
+    ]
+    for answer in (processes, processes[::-1]):
+        assert [one["id"] for one in sorted(answer, key=place_of)] == ["d", "a", "b", "c"]

@@ -56,7 +56,7 @@ def test_without_a_terminal_it_prints_lines(server: ServerProcess, runs: Runs) -
     ended = reattach_here("top", "--once", "--url", server.url)
     lines = [line.split("\t") for line in ended.out.splitlines()]
     assert [line[0] for line in lines] == ["total", "process", "run"]
-    assert lines[0][2:4] == ["1 processes", "1 runs"]
+    assert lines[0][2:4] == ["1 process", "1 run"]
     assert lines[2][1:3] == [run_id, "running"]
 
 

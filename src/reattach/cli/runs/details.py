@@ -14,6 +14,7 @@ from reattach.cli.remote.tables import (
     Column,
     count_text,
     duration_text,
+    lag_text,
     moment_of,
     one_line,
     seconds_since,
@@ -88,7 +89,7 @@ def _facts_of(run: Json) -> Iterator[tuple[str, str]]:
         took = duration_text(seconds_since(run["created_at"], run["completed_at"]))
         yield "ended", f"{_moment(run['completed_at'])}, after {took}"
     if run["first_event_seconds"] is not None:
-        yield "first event", f"after {duration_text(run['first_event_seconds'])}"
+        yield "first event", f"after {lag_text(run['first_event_seconds'])}"
     yield "events", _events_text(run)
     owner = run["owner"] or "none"
     worker = f", worker {run['worker']}" if run["worker"] is not None else ""
@@ -246,4 +247,4 @@ def _ago(text: str) -> str:
 
 
 def _took(began: str | None, ended: str | None) -> str:
-    return "-" if began is None or ended is None else duration_text(seconds_since(began, ended))
+    return "-" if began is None or ended is None else lag_text(seconds_since(began, ended))

@@ -93,17 +93,9 @@ async def _print(sampler: "Sampler", seconds: float, *, once: bool, as_json: boo
 
 
 def _lines_of(sample: "Sample") -> list[str]:
-    from reattach.cli.top.screen import lag_text, process_row, run_row
+    from reattach.cli.top.screen import process_row, run_row
 
-    totals = (
-        f"{sample.at:%Y-%m-%d %H:%M:%S} UTC",
-        f"{len(sample.processes)} processes",
-        f"{sample.open_runs} runs",
-        f"{sample.events_per_second:.0f} events/s",
-        f"{sample.readers} readers",
-        f"lag {lag_text(sample.lag_seconds)}",
-    )
-    rows: list[tuple[str, ...]] = [("total", *totals)]
+    rows: list[tuple[str, ...]] = [("total", f"{sample.at:%Y-%m-%d %H:%M:%S} UTC", *sample.summary)]
     rows += [("process", *process_row(one)) for one in sample.processes]
     rows += [("run", *run_row(run)) for run in sample.runs]
     return ["\t".join(row) for row in rows]

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from reattach.cli.remote.server import path_with
+from reattach.cli.remote.tables import lag_text
 from reattach.client import Client
 from reattach.domain.clock import Clock
 from reattach.domain.events import RunStatus
@@ -47,6 +48,18 @@ class Sample:
         return max((lag for lag in lags if lag is not None), default=None)
 
     @property
+    def summary(self) -> tuple[str, ...]:
+        """The totals in words."""
+        processes, readers = len(self.processes), self.readers
+        return (
+            f"{processes} {'process' if processes == 1 else 'processes'}",
+            f"{self.open_runs:,} {'run' if self.open_runs == 1 else 'runs'}",
+            f"{self.events_per_second:,.0f} events/s",
+            f"{readers:,} {'reader' if readers == 1 else 'readers'}",
+            f"lag {lag_text(self.lag_seconds)}",
+        )
+
+    @property
     def totals(self) -> dict[str, Any]:
         return {
             "processes": len(self.processes),
@@ -83,7 +96,8 @@ class Sampler:
         runs = [{**run, "rate": self._rate_of(run, now)} for run in answer["items"]]
         open_ids = {run["id"] for run in runs}
         self._seen = {one: seen for one, seen in self._seen.items() if one in open_ids}
-        return Sample(self._clock.now(), processes["items"], runs, answer["active"])
+        in_place = sorted(processes["items"], key=place_of)
+        return Sample(self._clock.now(), in_place, runs, answer["active"])
 
     async def cancel(self, run_id: str) -> str:
         """Cancel a run, and return its status. Raises as ``Client.request`` does."""
@@ -103,3 +117,9 @@ class Sampler:
         seen.append((now, events))
         since, before = seen[0]
         return average if now <= since else max(events - before, 0) / (now - since)
+
+
+def place_of(process: Json) -> tuple[str, int, str]:
+    """Return the place of a process in the table, whichever process answers."""
+    worker: int | None = process["worker"]
+    return str(process["host"] or ""), -1 if worker is None else worker, str(process["id"])

@@ -11,6 +11,7 @@ from reattach.cli.remote.tables import (
     STYLES,
     count_text,
     duration_text,
+    lag_text,
     one_line,
     seconds_since,
     size_text,
@@ -96,15 +97,10 @@ def _first_row(runs: Sequence[Json], selected: str | None, rows: int) -> int:
 
 
 def _head(sample: Sample, view: View, url: str, trouble: str | None) -> Text:
-    totals = sample.totals
-    lag = sample.lag_seconds
     head = Text.assemble(
-        ("reattach top ", "bold"),
+        ("reattach top", "bold"),
+        f"  {'  '.join(sample.summary)}  {sample.at:%H:%M:%S} UTC  ",
         (url, "dim"),
-        f"  {totals['processes']} processes  {totals['open_runs']} runs  ",
-        (f"{totals['events_per_second']:,.0f} events/s", "bold"),
-        f"  {totals['readers']} readers",
-        f"  lag {lag_text(lag)}  {sample.at:%H:%M:%S} UTC",
         no_wrap=True,
         overflow="ellipsis",
     )
@@ -220,7 +216,7 @@ def run_row(run: Json) -> tuple[str, ...]:
         "-" if run["rate"] is None else f"{run['rate']:,.0f}/s",
         count_text(run["events"]),
         duration_text(seconds_since(run["created_at"])),
-        "-" if first is None else duration_text(first),
+        lag_text(first),
         count_text(run["readers"]),
         count_text(run["attempts"]),
         run["model"] or "-",
@@ -228,12 +224,3 @@ def run_row(run: Json) -> tuple[str, ...]:
         one_line(run["agent_name"] or run["agent_id"]),
         run["tenant"] or "-",
     )
-
-
-def lag_text(seconds: float | None) -> str:
-    """Return a short time: ``0.4ms``, ``12ms``, ``1.3s``; a dash if it is not known."""
-    if seconds is None:
-        return "-"
-    if seconds < 1:
-        return f"{seconds * 1000:.1f}ms" if seconds < 0.01 else f"{seconds * 1000:.0f}ms"
-    return duration_text(seconds)
