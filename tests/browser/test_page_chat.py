@@ -105,6 +105,17 @@ def test_a_cut_line_shows_what_is_missed_and_the_answer_is_whole_after_it(
         assert texts(page, "[role=status].unseen")[0].startswith("Answer finished, 123 events")
 
 
+def test_an_answer_is_whole_though_every_connection_is_dropped(
+    browser: Browser, served: ServerProcess, thread: Thread
+) -> None:
+    with view(browser, served.url, chat_of(thread)) as page:
+        page.act("[aria-label='Dropped connections']", "selectOption", "1")
+        say(page, LONG)
+        wait_for_end(page)
+        assert texts(page, ".answer") == [WHOLE]
+        assert len(texts(page, ".cut.over")) > 0
+
+
 def test_a_reload_in_mid_answer_goes_on_and_a_second_tab_follows_too(
     browser: Browser, served: ServerProcess, thread: Thread
 ) -> None:

@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from reattach import __version__
 from reattach.http.front.files import POLICY
@@ -114,3 +117,13 @@ async def test_the_server_says_who_a_key_or_a_token_is(server: Server) -> None:
     assert limited["open"] is False
     assert limited["token"]["conversation_id"] == conversation["id"]
     assert limited["token"]["scopes"] == ["read"]
+
+
+async def test_the_page_works_below_the_path_of_another_application(server: Server) -> None:
+    outer = Starlette(routes=[Mount("/letta", server.app)])
+    transport = httpx2.ASGITransport(app=outer, client=("127.0.0.1", 1))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        index = await client.get("/letta/", headers=HTML)
+        for link in re.findall(r'(?:src|href)="([^"]+)"', index.text):
+            assert (await client.get(f"/letta/{link}")).status_code == 200
+        assert (await client.get("/letta/v1/server")).json()["version"] == __version__

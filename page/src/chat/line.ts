@@ -53,12 +53,14 @@ export function onMended(listener: () => void): () => void {
 export const lineFetch: typeof fetch = async (input, init = {}) => {
   if (isCut.peek()) throw new TypeError("the line is cut");
   const connection = new AbortController();
-  const signals = [connection.signal, ...(init.signal ? [init.signal] : [])];
   open.add(connection);
   const leave = (): void => void open.delete(connection);
-  init.signal?.addEventListener("abort", leave);
+  init.signal?.addEventListener("abort", () => {
+    leave();
+    connection.abort(init.signal!.reason);
+  });
   try {
-    const response = await fetch(input, { ...init, signal: AbortSignal.any(signals) });
+    const response = await fetch(input, { ...init, signal: connection.signal });
     connections += 1;
     const every = dropEvery.peek();
     if (every && connections % every === 0) {

@@ -34,6 +34,8 @@ export class Thread {
   readonly state = signal<State>({ name: "idle" });
   /** When the connection was lost, in milliseconds since 1970; 0: it is there. */
   readonly lostAt = signal(0);
+  /** Whether the loss is shown: at once if the user cut the line, else after a while. */
+  readonly isLossShown = signal(false);
   readonly runId = signal<string | null>(null);
   readonly isActive = signal(false);
   readonly seq = signal(0);
@@ -281,7 +283,9 @@ export class Thread {
         this.seq.value = stream.seq;
         this.mark();
       }
-      say(`Answer finished, ${counted(stream.seq, "event")}.`);
+      const asked = this.transcript.pending().map(({ name }) => name.peek());
+      if (asked.length) say(`Waiting for your decision on ${asked.join(", ")}.`);
+      else say(`Answer finished, ${counted(stream.seq, "event")}.`);
     } catch (raised) {
       if (this.isClosed || stream !== this.stream) return;
       await this.failed(raised);
@@ -329,7 +333,10 @@ export class Thread {
     let probedAt = 0;
     while (this.lostAt.peek() === since && !this.isClosed) {
       const ms = Date.now() - since;
-      if (!this.cut && (isMeant || ms >= QUIET_MS)) this.cut = this.transcript.cut({ seq, ms, missed: null, isOver: false, isMeant });
+      if (!this.cut && (isMeant || ms >= QUIET_MS)) {
+        this.isLossShown.value = true;
+        this.cut = this.transcript.cut({ seq, ms, missed: null, isOver: false, isMeant });
+      }
       if (Date.now() - probedAt >= PROBE_MS && isMeant) {
         probedAt = Date.now();
         void this.probe(since);
@@ -354,6 +361,7 @@ export class Thread {
     const cut = this.cut;
     const ms = Date.now() - this.lostAt.peek();
     this.lostAt.value = 0;
+    this.isLossShown.value = false;
     this.cut = null;
     if (!cut) return;
     const { seq } = cut.peek();
@@ -368,6 +376,7 @@ export class Thread {
 
   private endCut(): void {
     this.lostAt.value = 0;
+    this.isLossShown.value = false;
     if (this.cut) this.cut.value = { ...this.cut.peek(), isOver: true };
     this.cut = null;
   }

@@ -228,8 +228,9 @@ function Following({ thread }: { thread: Thread }) {
   const run = thread.runId.value;
   if (!run) return null;
   const { name } = thread.state.value;
-  const lost = thread.lostAt.value > 0;
-  const text = !thread.isActive.value ? "ended" : lost ? "reconnecting" : name === "live" ? "live" : name;
+  const lost = thread.isLossShown.value;
+  const isQuiet = name === "live" || thread.lostAt.value > 0;
+  const text = !thread.isActive.value ? "ended" : lost ? "reconnecting" : isQuiet ? "live" : name;
   return (
     <span class={`following ${thread.isActive.value ? (lost ? "lost" : "live") : ""}`}>
       <a class="number" href={address(["inspector", run], { seq: thread.seq.value })} title="Show this moment in the Inspector">
@@ -300,7 +301,7 @@ function Log({ thread, agent }: { thread: Thread; agent: Agent | null }) {
     if (isNear || performance.now() - touchedAt.current < TOUCH_MS) isAtEnd.value = isNear;
   };
   const last = blocks.value[blocks.value.length - 1]?.kind ?? "user";
-  const isThinking = thread.isActive.value && !thread.lostAt.value && (last === "user" || last === "tool");
+  const isThinking = thread.isActive.value && !thread.isLossShown.value && (last === "user" || last === "tool");
   return (
     <div class="log-frame">
       <div ref={box} class="log" role="log" aria-live="off" aria-label="Messages" tabIndex={0} onScroll={scrolled} onWheel={touched} onTouchMove={touched} onKeyDown={touched} onPointerDown={touched}>
