@@ -9,10 +9,12 @@ import pytest
 from typing_extensions import override
 
 from reattach.domain.clock import SystemClock
-from reattach.domain.ids import DEFAULT_TENANT, Seq
+from reattach.domain.ids import DEFAULT_TENANT, RunId, Seq
 from reattach.http.stream.body import Body
 from reattach.http.stream.many import Cursor, ManyDelivery, ManyJob
+from reattach.log.commit_times import encode_stretch
 from reattach.runs.following.follow import Target
+from reattach.runs.history import timelines
 from reattach.runs.snapshot.sharing import Snapshot
 from tests.cluster.nodes import Nodes
 from tests.support.engines import SteppedEngine
@@ -127,12 +129,41 @@ async def test_another_process_shows_when_the_events_of_an_open_run_came(nodes: 
         shown = [await node.runs.history.timelines.stretches(target) for node in (other, owner)]
         assert shown[0] == shown[1]
         assert [one.last_seq for one in shown[0]] == [seq]
+    # A look that was on its way when the run ended does not replace what its end wrote.
+    early = owner.runs.open_runs.drivers[run.id].stretch
+    assert early is not None
     async with Reader(other.runs, run, 2) as reader:
         engine.step(2)
         await reader.to_end()
+    await owner.records.timelines.keep(run.id, run.token, encode_stretch(early))
     ended = await other.runs.by_id(DEFAULT_TENANT, run.id)
     (stretch,) = await other.runs.history.timelines.stretches(Target.of(ended))
     assert ended.first_event_at == stretch.at(Seq(1))
     assert ended.event_count == stretch.last_seq == reader.received.cursor
     frames = await nodes.stores.frames(ended)
     assert ended.log_bytes == sum(map(len, frames))
+
+
+async def test_an_owner_that_does_not_answer_delays_one_look_and_no_more(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timelines, "ANSWER_SECONDS", 0.05)
+    engine = SteppedEngine("one ", "two ")
+    owner, other = await nodes.node(engine=engine, listens=False), await nodes.node()
+    conversation = await nodes.stores.conversation()
+    run = await owner.runs.send(nodes.stores.send(conversation, "count"))
+    asked = 0
+    ask = other.records.timelines.ask
+
+    async def counted(run_id: RunId) -> None:
+        nonlocal asked
+        asked += 1
+        await ask(run_id)
+
+    looking = other.runs.history.timelines
+    monkeypatch.setattr(looking._records.timelines, "ask", counted)
+    for _ in range(3):
+        assert await looking.stretches(Target.of(run)) == []
+    assert asked == 1
+    engine.step(3)
+    await owner.runs.wait_until_settled(run)

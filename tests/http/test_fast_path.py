@@ -289,3 +289,10 @@ async def test_a_damaged_log_is_reported_in_the_same_way_on_both_ways(tmp_path: 
         assert await app.asked(path=f"/v1/runs/{run}/stream") == short
         assert short[0]["status"] == 410
         assert b'"events_lost"' in short[1]["body"]
+        for look in ("frames", "snapshot?seq=1"):
+            answer = await live.client.get(f"/v1/runs/{run}/{look}")
+            assert (answer.status_code, answer.content) == (410, short[1]["body"])
+        shown = await live.got(f"/v1/admin/runs/{run}")
+        assert shown["events"] == shown["last_seq"]
+        assert shown["tool_calls"] == []
+        assert (await live.got(f"/v1/runs/{run}/timeline"))["commits"]

@@ -14,7 +14,12 @@ from reattach.records.database import schema
 from reattach.records.repository import Repository
 from reattach.records.runs.notifications import TimelineKept, TimelineWanted, notify
 
-_timelines = schema.run_timelines
+_timelines, _runs = schema.run_timelines, schema.runs
+_HELD: Final = (
+    select(_runs.c.id)
+    .where(_runs.c.id == bindparam("run_id"), _runs.c.token == bindparam("token"), schema.ACTIVE)
+    .with_for_update()
+)
 _OF_RUN: Final = (
     select(_timelines.c.token, _timelines.c.commits)
     .where(_timelines.c.run_id == bindparam("run_id"))
@@ -55,11 +60,18 @@ class Timelines(Repository):
         rows = await self._database.rows(_OF_RUN, run_id=run_id)
         return [(row["token"], row["commits"]) for row in rows]
 
-    async def keep(self, run_id: RunId, token: Token, commits: str) -> None:
-        """Write the commits of an owner so far, and notify all processes."""
+    async def keep(self, run_id: RunId, token: Token, commits: str | None) -> None:
+        """Write the commits of the present owner so far, if any, and notify all processes.
+
+        Writes nothing if the run has ended or its token is another one: then its row is newer.
+        """
 
         def write(connection: Connection) -> None:
-            keep(connection, run_id, token, commits)
+            if commits is not None:
+                # Locked, so that a settlement comes either before this or after it.
+                held = connection.execute(_HELD, {"run_id": run_id, "token": token})
+                if held.first() is not None:
+                    keep(connection, run_id, token, commits)
             notify(connection, TimelineKept(run_id))
 
         await self._database.in_write(write)

@@ -32,6 +32,9 @@ logger = structlog.get_logger(__name__)
 ANSWER_SECONDS: Final = 1.0
 """How long another process may take to write the times of a run that it drives."""
 
+SILENT_SECONDS: Final = 10.0
+"""How long an owner that did not answer is not asked again."""
+
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
 
@@ -61,6 +64,8 @@ class Timelines:
         self._drivers = drivers
         self._asking: SingleFlight[RunId, None] = SingleFlight("timeline of an open run")
         self._answers: dict[RunId, asyncio.Event] = {}
+        self._silent_since: dict[RunId, float] = {}
+        """When the owners of runs did not answer."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def stretches(self, target: Target) -> Sequence[Stretch]:
@@ -70,7 +75,8 @@ class Timelines:
             StoreUnavailableError: The records do not answer.
         """
         run_id = target.run_id
-        if target.status.is_active and run_id not in self._drivers and self._records.shared:
+        is_elsewhere = target.status.is_active and run_id not in self._drivers
+        if is_elsewhere and self._records.shared and not self._is_silent(run_id):
             await self._asking.do(run_id, partial(self._ask, run_id))
         kept = {
             token: stretch
@@ -91,9 +97,17 @@ class Timelines:
                 await self._records.timelines.ask(run_id)
                 await answered.wait()
         except TimeoutError:  # The owner is gone or busy: show what it wrote before.
-            logger.debug("timeline not answered", run_id=run_id)
+            self._silent_since[run_id] = asyncio.get_running_loop().time()
         finally:
             del self._answers[run_id]
+
+    def _is_silent(self, run_id: RunId) -> bool:
+        """Whether the owner of the run did not answer lately, so that asking only takes time."""
+        now = asyncio.get_running_loop().time()
+        for asked, at in list(self._silent_since.items()):
+            if now - at > SILENT_SECONDS:
+                del self._silent_since[asked]
+        return run_id in self._silent_since
 
     def handle(self, notification: TimelineWanted | TimelineKept) -> None:
         """Write the commits of a run that this process drives, or note that another one has."""
@@ -105,15 +119,15 @@ class Timelines:
 
     def _answer(self, run_id: RunId) -> None:
         driver = self._drivers.get(run_id)
-        if driver is not None and driver.stretch is not None:
-            task = asyncio.create_task(self._keep(driver, driver.stretch), name="keep timeline")
+        if driver is not None:
+            task = asyncio.create_task(self._keep(driver.run, driver.stretch), name="keep timeline")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _keep(self, driver: RunDriver, stretch: Stretch) -> None:
+    async def _keep(self, run: Run, stretch: Stretch | None) -> None:
+        commits = None if stretch is None else encode_stretch(stretch)
         with suppress(ReattachError):  # The asker shows what there is.
-            run = driver.run
-            await self._records.timelines.keep(run.id, run.token, encode_stretch(stretch))
+            await self._records.timelines.keep(run.id, run.token, commits)
 
 
 def _decoded(run_id: RunId, text: str) -> Stretch | None:
