@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from starlette.routing import Route
 
 from reattach.domain.ids import TenantId
 from tests.support.asgi_server import Server, serving
@@ -91,4 +92,5 @@ async def test_a_dialect_can_be_switched_off(tmp_path: Path) -> None:
         refused = await server.client.get("/openai/v1/models")
         assert refused.status_code == 404
         assert refused.json()["code"] == "not_found"
-        assert not [path for path in server.app.openapi()["paths"] if path.startswith("/openai/")]
+        paths = [route.path for route in server.app.routes if isinstance(route, Route)]
+        assert not [path for path in paths if path.startswith("/openai/")]

@@ -202,11 +202,11 @@ class RunService:
             InvalidArgumentError: The id is malformed.
             NotFoundError: The tenant has no such run.
         """
-        return await self._records.runs.get(tenant, _parse_run_id(run_id))
+        return await self._records.runs.get(tenant, parse_run_id(run_id))
 
     async def target(self, tenant: TenantId, run_id: str) -> Target:
         """Return the members of the run that a reader needs: a cheaper ``by_id``."""
-        return await self._records.runs.target(tenant, _parse_run_id(run_id))
+        return await self._records.runs.target(tenant, parse_run_id(run_id))
 
     async def by_otid(self, tenant: TenantId, otid: str) -> Run:
         """Return the newest run that was created with the OTID, in whatever state it is.
@@ -488,7 +488,8 @@ class RunService:
         self._settlements.release()
 
 
-def _parse_run_id(run_id: str) -> RunId:
+def parse_run_id(run_id: str) -> RunId:
+    """Raises InvalidArgumentError for text that is no id of a run."""
     if not is_run_id(run_id):
         raise InvalidArgumentError(
             f"Invalid run ID format: {run_id[:100]}. Expected format: 'run-<uuid4>'"

@@ -83,6 +83,7 @@ _SHOWN_TO_TOKENS: Final = frozenset(
         "completed_at",
         "metadata",
         "request_config",
+        "ttft_ns",
         "total_duration_ns",
     }
 )

@@ -19,6 +19,7 @@ from reattach.records.runs.overview import RunFilter
 from reattach.runs.inspection.details import look_into
 from reattach.runs.inspection.live import LiveFigures
 from reattach.runs.inspection.scan import Scans
+from reattach.runs.service import parse_run_id
 
 router = routes("operation")
 
@@ -99,5 +100,5 @@ async def show_run(
     tenant: TenantFilter,
     scans: Annotated[Scans, Depends(_scans)],
 ) -> RunReport:
-    details = await look_into(context.runs, context.records, scans, tenant, run_id)
+    details = await look_into(context.runs, context.records, scans, tenant, parse_run_id(run_id))
     return RunReport.of_details(details, LiveFigures.of(await context.reports.gather()))
