@@ -1,6 +1,8 @@
 """``reattach runs list``: the newest runs of a server."""
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Final
 
 import typer
@@ -22,6 +24,8 @@ from reattach.domain.events import RunStatus
 _PAGE_ITEMS: Final = 100
 _MOST_RUNS: Final = 10_000
 _PREVIEW_CHARS: Final = 60
+_SEVERAL_TENANTS: Final = 110
+"""The width of a terminal that shows the tenants if there are several."""
 
 _COLUMNS: Final = (
     Column("RUN", is_whole=True),
@@ -98,7 +102,7 @@ def list_runs(
         for run in found:
             typer.echo(run["id"])
         return
-    show_rows(_COLUMNS, [_row_of(run) for run in found])
+    show_rows(_columns_for(found), [_row_of(run) for run in found])
     if not found:
         typer.echo(_none_text(filtered=any(filters.values())), err=True)
     if has_more:
@@ -124,6 +128,16 @@ def _find(
         if not page["has_more"] or len(found) >= limit or not page["items"]:
             return found, bool(page["has_more"])
         after = found[-1]["id"]
+
+
+def _columns_for(runs: Sequence[Mapping[str, Any]]) -> Sequence[Column]:
+    """Return the columns; that of the tenant comes sooner where there are several tenants."""
+    if len({run["tenant"] for run in runs}) < 2:
+        return _COLUMNS
+    return [
+        replace(one, needs_columns=_SEVERAL_TENANTS) if one.name == "TENANT" else one
+        for one in _COLUMNS
+    ]
 
 
 def _none_text(*, filtered: bool) -> str:

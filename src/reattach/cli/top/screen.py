@@ -83,7 +83,7 @@ def picture(
         _head(sample, view, url, trouble),
         _table(_PROCESS_COLUMNS, [process_row(one) for one in processes], columns),
         Text(""),
-        _runs_table(shown, view, columns)
+        _runs_table(shown, view, columns, _run_columns(sample))
         if shown
         else Text(_empty_text(sample, view), style="dim"),
         _foot(view, first, len(shown), len(runs), columns),
@@ -154,10 +154,19 @@ _OWNER_CHARS: Final = 8
 """Enough of the id of a process to tell it from the others."""
 
 
-def _runs_table(runs: Sequence[Json], view: View, width: int) -> Table:
+def _run_columns(sample: Sample) -> Sequence[tuple[str, int]]:
+    """Return the columns of runs; that of the tenant comes sooner if there are several."""
+    if len({run["tenant"] for run in sample.runs}) < 2:
+        return _RUN_COLUMNS
+    return [(name, 130 if name == "TENANT" else least) for name, least in _RUN_COLUMNS]
+
+
+def _runs_table(
+    runs: Sequence[Json], view: View, width: int, columns: Sequence[tuple[str, int]]
+) -> Table:
     sorted_by = _ORDER_COLUMNS.get(view.order, view.order.upper())
     mark = "▼" if view.is_downwards else "▲"
-    table = _table(_RUN_COLUMNS, [run_row(run) for run in runs], width)
+    table = _table(columns, [run_row(run) for run in runs], width)
     for column in table.columns:
         if column.header == sorted_by:
             column.header = f"{sorted_by}{mark}"
