@@ -90,6 +90,9 @@ function Gone({ facts, error }: { facts: RunFacts; error?: ApiError }) {
       </p>
       <Stale polled={messages} />
       <section class="pane answer-pane" aria-label="Messages">
+        <div class="pane-head">
+          <h2>Messages</h2>
+        </div>
         <Blocks transcript={transcript} />
       </section>
       <div class="panels">

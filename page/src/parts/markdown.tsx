@@ -1,5 +1,5 @@
-import { useSignalEffect, type ReadonlySignal } from "@preact/signals";
-import { useRef } from "preact/hooks";
+import { effect, type ReadonlySignal } from "@preact/signals";
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { markdownInto, type MarkdownWriter } from "../markdown";
 
 interface Properties {
@@ -13,7 +13,7 @@ interface Properties {
 export function Markdown({ text, isWhole }: Properties) {
   const element = useRef<HTMLDivElement>(null);
   const written = useRef<{ text: string; writer: MarkdownWriter; isEnded: boolean } | null>(null);
-  useSignalEffect(() => {
+  const write = (): void => {
     const whole = text.value;
     const isEnded = isWhole.value;
     const root = element.current!;
@@ -29,6 +29,8 @@ export function Markdown({ text, isWhole }: Properties) {
       state.writer.end();
       state.isEnded = true;
     }
-  });
+  };
+  // The same place may get the text of another moment.
+  useLayoutEffect(() => effect(write), [text, isWhole]);
   return <div ref={element} class="markdown" />;
 }

@@ -48,7 +48,7 @@ export function NeedsScope({ detail, scope }: { detail: string; scope: "admin" |
 /** A table that scrolls by itself where the screen is narrow. */
 export function Scroller({ label, children }: { label: string; children: ComponentChildren }) {
   return (
-    <div class="scroller" role="region" aria-label={label} tabIndex={0}>
+    <div class="scroller" role="group" aria-label={label} tabIndex={0}>
       {children}
     </div>
   );

@@ -3,14 +3,27 @@ import { clock, count } from "../format";
 import { Icon } from "../parts/icon";
 import { Lamp } from "../parts/lamp";
 import { usePolled } from "../polling";
+import { may } from "../session";
 import { say } from "../toasts";
-import { Card } from "./card";
+import { Card, NeedsScope } from "./card";
 import type { Finding, Findings } from "./facts";
 
 const WORDS = { ok: "good", warning: "warning", wrong: "wrong" };
 
 /** What `reattach doctor` says of the stores and settings, and what the audits found. */
 export function DoctorCard() {
+  if (may("operator")) return <Checks />;
+  return (
+    <section class="card" aria-label="Doctor">
+      <div class="card-head">
+        <h2>Doctor</h2>
+      </div>
+      <NeedsScope detail="The checks concern the whole server. A key with the scope operator shows them." scope="operator" />
+    </section>
+  );
+}
+
+function Checks() {
   const findings = usePolled(async (signal) => {
     const found = await api<Findings>("v1/admin/findings", { signal });
     const bad = found.items.filter(({ level }) => level !== "ok").length;
