@@ -358,6 +358,24 @@ async def test_a_collector_that_does_not_answer_drops_spans_and_holds_up_no_run(
         assert [one["event"] for one in log_lines if one["event"] == "last spans not exported"]
 
 
+async def test_a_collector_that_refuses_spans_is_one_warning_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[Any]
+) -> None:
+    async with collecting() as strict:
+        strict.answers = ["401 Unauthorized"] * 100
+        for name, value in strict.environment.items():
+            monkeypatch.setenv(name, value)
+        async with listening(tmp_path) as live:
+            for _ in range(2):
+                await ended(live, "hello")
+            counts = live.context.traces.counts
+    assert strict.requests >= 1
+    assert (counts.failed, counts.exported) == (counts.ended, 0)
+    (line,) = [one for one in log_lines if one["event"] == "spans not exported"]
+    assert "401" in line["reason"]
+    assert "reattach doctor" in line["remedy"]
+
+
 async def test_the_sdk_is_not_imported_unless_a_variable_asks_for_it() -> None:
     program = """
 import os

@@ -1,5 +1,6 @@
 """The export of spans: the SDK's own parts, counted, with a queue that never blocks a run."""
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -20,7 +21,17 @@ _GROUP: Final = "opentelemetry_traces_exporter"
 """The entry points under which packages offer exporters."""
 
 _WARNING_SECONDS: Final = 60.0
-"""The least time between two warnings about spans that are lost."""
+"""The least time between two warnings of one kind about spans that are lost."""
+
+_MAX_REASON_CHARS: Final = 300
+
+_DROPPED_REMEDY: Final = (
+    "The collector is too slow or does not answer. Raise OTEL_BSP_MAX_QUEUE_SIZE, or trace fewer "
+    "runs with OTEL_TRACES_SAMPLER."
+)
+_FAILED_REMEDY: Final = "`reattach doctor` says whether the collector takes spans."
+
+_SDK_LOGGER: Final = logging.getLogger("opentelemetry")
 
 
 def load_exporter(name: str, protocol: str | None) -> SpanExporter:
@@ -42,29 +53,77 @@ def load_exporter(name: str, protocol: str | None) -> SpanExporter:
     return exporter
 
 
+class _Reasons(logging.Handler):
+    """Takes the log lines of the SDK, which has one for every retry, and keeps the first."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._first: str | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._first = self._first or record.getMessage()[:_MAX_REASON_CHARS]
+
+    def take(self) -> str | None:
+        """Return the first line since the last call."""
+        first, self._first = self._first, None
+        return first
+
+
+class _Warning:
+    """A log line that appears once in ``_WARNING_SECONDS`` at most."""
+
+    def __init__(self, event: str, counts: SpanCounts, remedy: str) -> None:
+        self._event = event
+        self._counts = counts
+        self._remedy = remedy
+        self._logged_at_seconds = -_WARNING_SECONDS
+
+    def log(self, reason: str | None = None) -> None:
+        now = time.monotonic()
+        if now - self._logged_at_seconds < _WARNING_SECONDS:
+            return
+        self._logged_at_seconds = now
+        logger.warning(
+            self._event,
+            dropped=self._counts.dropped,
+            failed=self._counts.failed,
+            exported=self._counts.exported,
+            reason=reason,
+            remedy=self._remedy,
+        )
+
+
 class _Counting(SpanExporter):
     """Counts the spans that ``exporter`` takes and those that it gives up. Runs in a thread."""
 
     def __init__(self, exporter: SpanExporter, counts: SpanCounts) -> None:
         self._exporter = exporter
         self._counts = counts
+        self._reasons = _Reasons()
+        self._failed = _Warning("spans not exported", counts, _FAILED_REMEDY)
         self.done = 0
         """The number of spans that left the queue."""
+        _SDK_LOGGER.addHandler(self._reasons)
+        _SDK_LOGGER.propagate = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = SpanExportResult.FAILURE
         try:
             result = self._exporter.export(spans)
         finally:
+            reason = self._reasons.take()
             if result is SpanExportResult.SUCCESS:
                 self._counts.exported += len(spans)
             else:
                 self._counts.failed += len(spans)
+                self._failed.log(reason)
             self.done += len(spans)
         return result
 
     def shutdown(self) -> None:
         self._exporter.shutdown()
+        _SDK_LOGGER.removeHandler(self._reasons)
+        _SDK_LOGGER.propagate = True
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         return self._exporter.force_flush(timeout_millis)
@@ -83,7 +142,7 @@ class BoundedProcessor(SpanProcessor):
         self._batches = BatchSpanProcessor(self._exporter)
         self._queued = 0
         self._lock = threading.Lock()  # Tools may end spans in threads.
-        self._warned_at_seconds = -_WARNING_SECONDS
+        self._dropped = _Warning("spans dropped", counts, _DROPPED_REMEDY)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         pass
@@ -99,22 +158,9 @@ class BoundedProcessor(SpanProcessor):
             else:
                 self._queued += 1
         if is_full:
-            self._warn()
+            self._dropped.log()
         else:
             self._batches.on_end(span)
-
-    def _warn(self) -> None:
-        now = time.monotonic()
-        if now - self._warned_at_seconds >= _WARNING_SECONDS:
-            self._warned_at_seconds = now
-            logger.warning(
-                "spans dropped",
-                dropped=self._counts.dropped,
-                failed=self._counts.failed,
-                exported=self._counts.exported,
-                remedy="The collector is too slow or does not answer. Raise "
-                "OTEL_BSP_MAX_QUEUE_SIZE, or trace fewer runs with OTEL_TRACES_SAMPLER.",
-            )
 
     def shutdown(self) -> None:
         self._batches.shutdown()  # type: ignore[no-untyped-call]  # an untyped method of the SDK

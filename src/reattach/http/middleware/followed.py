@@ -6,17 +6,11 @@ from typing import Final
 
 from starlette.types import Message, Scope
 
+from reattach.records.base import Target
+
 FOLLOWED: Final = "reattach.followed"
-"""Key of the ASGI scope under which a stream stores the ``Followed`` runs before its head."""
-
-
-@dataclass(frozen=True, slots=True)
-class Followed:
-    """The runs that a response streams."""
-
-    run_ids: Sequence[str]
-    traceparents: Sequence[str] = ()
-    """The trace contexts of those that have one."""
+"""Key of the ASGI scope under which a stream stores, before its head, the ``Target`` that it
+follows, or the ids of several runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +26,19 @@ class Head:
 
 def head_of(message: Message, scope: Scope) -> Head:
     """Return the facts of the message that starts a response."""
-    run_id: str | None = None
+    status: int = message["status"]
+    run_ids: Sequence[str] = ()
     cursor: int | None = None
     for name, value in message.get("headers", ()):
         if name == b"x-run-id":
-            run_id = value.decode("latin-1")
+            run_ids = (value.decode("latin-1"),)
         elif name == b"x-stream-starts-after":
             cursor = int(value)
-    followed: Followed | None = scope.get(FOLLOWED)
-    if followed is not None:
-        return Head(message["status"], followed.run_ids, cursor, followed.traceparents)
-    return Head(message["status"], () if run_id is None else (run_id,), cursor, ())
+    followed: Target | Sequence[str] = scope.get(FOLLOWED, run_ids)
+    if isinstance(followed, Target):
+        traceparents = () if followed.traceparent is None else (followed.traceparent,)
+        return Head(status, (followed.run_id,), cursor, traceparents)
+    return Head(status, followed, cursor, ())
 
 
 def path_for_logs(scope: Scope) -> str:

@@ -19,7 +19,7 @@ from reattach.domain.limits import REPLAY_SLICE_BYTES
 from reattach.http.client_name import client_of
 from reattach.http.errors import error_members, error_response
 from reattach.http.middleware.access import ACCESS, Access
-from reattach.http.middleware.followed import FOLLOWED, Followed
+from reattach.http.middleware.followed import FOLLOWED
 from reattach.http.stream.body import (
     CONNECTION_EXTENSION,
     AsgiBody,
@@ -91,7 +91,7 @@ class ManyStream(Response):
             self._job.runs.meters.refused.add("streams")
             await error_response(error)(scope, receive, send)
             return
-        scope[FOLLOWED] = Followed([one.run_id for one in self._job.cursors])
+        scope[FOLLOWED] = [one.run_id for one in self._job.cursors]
         start = {"type": "http.response.start", "status": 200, "headers": [*LETTA.headers]}
         try:
             if connection is None:

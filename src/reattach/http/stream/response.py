@@ -20,7 +20,7 @@ from reattach.domain.limits import REPLAY_SLICE_EVENTS
 from reattach.http.client_name import client_of
 from reattach.http.errors import error_response
 from reattach.http.middleware.access import ACCESS, Access
-from reattach.http.middleware.followed import FOLLOWED, Followed
+from reattach.http.middleware.followed import FOLLOWED
 from reattach.http.stream.body import CONNECTION_EXTENSION, AsgiBody, Connection
 from reattach.http.stream.delivery import AsgiDelivery, DetachedDelivery, Source, StreamJob
 from reattach.http.stream.framing import LETTA, Framing
@@ -44,10 +44,6 @@ def require_background(target: Target) -> None:
         raise InvalidArgumentError(
             "Run was not created in background mode, so it cannot be retrieved."
         )
-
-
-def _followed(target: Target) -> Followed:
-    return Followed((target.run_id,), (target.traceparent,) if target.traceparent else ())
 
 
 class RunStream(Response):
@@ -126,7 +122,7 @@ class RunStream(Response):
         """
         self._more_headers += headers
         job = self._job
-        scope[FOLLOWED] = _followed(job.target)
+        scope[FOLLOWED] = job.target
         connection: Connection | None = scope.get("extensions", {}).get(CONNECTION_EXTENSION)
         if connection is not None and connection.is_writable() and not job.framing.from_snapshot:
             rest = job.frames.remainder(job.target, self._cursor, max_events=self._max_events)
