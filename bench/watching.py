@@ -12,6 +12,7 @@ from bench.contenders.contender import asked, fresh
 from bench.contenders.product import Reattach, ReattachServer
 from bench.measuring.load import Group, Load, Reader, Request
 from bench.measuring.machine import cpu_seconds
+from bench.measuring.metering import metering
 from bench.measuring.reading import live, repeated
 from bench.measuring.results import NO_FIGURE, Chapter, Goal, Table, at_most, figure, table
 from bench.measuring.rounds import Figures, Measurement, Results, Turn, interleaved
@@ -34,12 +35,14 @@ IDLE, QUICK_IDLE = 2_000, 50
 RATE: Final = 25.0
 LAST: Final = 10
 
+ALONE, APPEND = "in one process", "append of an event"
+IDLE_READERS: Final = "idle readers"
 COSTS: Final = {
     "live, many runs of one reader": "CPU µs per delivery",
     "live, one run of many readers": "CPU µs per delivery",
     "replay of a whole run": "CPU µs per event",
     "resume at the end of a run": "CPU µs per request",
-    "idle readers": "CPU % idle",
+    IDLE_READERS: "CPU % idle",
 }
 """The measurements, and the cost that counts in each."""
 
@@ -146,6 +149,7 @@ def main(options: Options) -> Chapter:
         Reattach(WATCHED, settings=pings),
     ]
     turns = [Turn(one.name, partial(measurements, one, options)) for one in contenders]
+    turns.append(Turn(ALONE, lambda: iter([(APPEND, partial(metering, quick=options.quick))])))
     return chapter_of(interleaved(turns, options.times(ROUNDS)))
 
 
@@ -164,12 +168,6 @@ def chapter_of(results: Results) -> Chapter:
         ratios = [ratio(results, work, one) for one in (ON, WATCHED)]
         shown = [NO_FIGURE if one is None else f"{one:.3f}" for one in ratios]
         rows.append([work, cost, *figures, *shown])
-    goals = [
-        Goal(f"{work}: {cost}, {one}", f"≤ {MOST_RATIO} × {OFF}",
-             ratio(results, work, one), at_most(MOST_RATIO), f"× {OFF}")
-        for work, cost in COSTS.items()
-        for one in (ON, WATCHED)
-    ]  # fmt: skip
     return Chapter(
         "watching",
         "Watching",
@@ -179,9 +177,40 @@ def chapter_of(results: Results) -> Chapter:
         [
             Table("CPU of the server", ["work", "cost", OFF, ON, WATCHED, "on/off", "watched/off"],
                   rows),
+            table(results, "Metering by itself, alternately with and without", [APPEND],
+                  {name: name for name in ("CPU µs without", "CPU µs with", "CPU µs of metering")}),
             table(results, "One look", [METRICS, RUNS_PATH, PROCESSES],
                   {"CPU ms per request": "CPU ms per request"}),
         ],
-        goals,
+        goals(results),
         notes=results.failures(),
     )  # fmt: skip
+
+
+def goals(results: Results) -> list[Goal]:
+    metered = results.middle(ALONE, APPEND, "CPU µs of metering")
+    of_event = results.middle(OFF, next(iter(COSTS)), "CPU µs per delivery")
+    share = 100 * metered / of_event if metered is not None and of_event else None
+    return [
+        Goal("metering of an event, of the CPU of a live event with one reader", "≤ 3 %",
+             share, at_most(3), "%"),
+        *(
+            Goal(f"{work}: {cost}, {one}", f"≤ {MOST_RATIO} × {OFF}",
+                 ratio(results, work, one), at_most(MOST_RATIO), f"× {OFF}")
+            for work, cost in COSTS.items()
+            if work != IDLE_READERS
+            for one in (ON, WATCHED)
+        ),
+        # Neither grows with the number of readers.
+        Goal("idle readers: more CPU with metrics on", "≤ 0.3 % of a core",
+             more(results, ON), at_most(0.3), "%"),
+        Goal("idle readers: more CPU while watched", "≤ 2 % of a core",
+             more(results, WATCHED), at_most(2), "%"),
+    ]  # fmt: skip
+
+
+def more(results: Results, of: str) -> float | None:
+    """Return how much more of a core idle readers take than without metrics, in percent."""
+    cost = COSTS[IDLE_READERS]
+    watched, unwatched = (results.middle(one, IDLE_READERS, cost) for one in (of, OFF))
+    return None if watched is None or unwatched is None else watched - unwatched
