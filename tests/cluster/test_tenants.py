@@ -80,6 +80,8 @@ async def test_a_tenant_of_several_servers_is_exported_and_deleted_with_its_acti
     assert {line["id"] for line in exported if line["type"] == "run"} == {ended_run, active_run}
     assert kept_run not in json.dumps(exported)
 
+    shown = await clients[0].http.get("/v1/admin/processes")
+    assert shown.status_code == 200, shown.text
     refused = await asyncio.to_thread(tenants, cluster, "delete", tenant, "--yes")
     assert (refused.status, active_run in refused.err) == (1, True)
     done = await asyncio.to_thread(tenants, cluster, "delete", tenant, "--yes", "--cancel-runs")

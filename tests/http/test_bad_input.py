@@ -13,8 +13,9 @@ import httpx2
 import pytest
 
 from reattach.domain.clock import SystemClock
-from reattach.domain.ids import new_uuid
+from reattach.domain.ids import DEFAULT_TENANT, new_uuid
 from reattach.domain.limits import MAX_INTEGER
+from reattach.records.base import KeyScope
 from reattach.tools.base import Toolbox
 from reattach.tools.connections import McpServers
 from reattach.tools.function import FunctionTool
@@ -114,7 +115,12 @@ async def prober(server: Server) -> Prober:
         "mcp_server_id": server_id("files"),
         "token_id": token.json()["id"],
         "key_id": f"key-{new_uuid()}",
+        "model": agent["id"],
     }
+    # The first key that a request made would close an open server to the later ones.
+    keys = server.context.records.keys
+    _, secret = await keys.create(DEFAULT_TENANT, "test", scopes=[*KeyScope])
+    server.client.headers["Authorization"] = f"Bearer {secret}"
     return Prober(server, ids)
 
 

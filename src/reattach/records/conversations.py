@@ -285,7 +285,9 @@ def _forget_deleted(connection: Connection, limit: int) -> int:
     for conversation_id, agent_id in found:
         threads.clear(connection, Thread(agent_id, conversation_id), system_too=True)
         connection.execute(
-            update(runs).where(runs.c.conversation_id == conversation_id).values(input=())
+            update(runs)
+            .where(runs.c.conversation_id == conversation_id)
+            .values(input=(), input_text=None)
         )
         gone = {"summary": None, "description": None}
         connection.execute(update(table).where(table.c.id == conversation_id).values(gone))

@@ -207,6 +207,22 @@ async def test_an_active_run_is_not_deleted_and_neither_are_its_conversation_and
     assert await records.tenants.remaining(OURS) == {}
 
 
+@pytest.mark.promise("P12")
+async def test_reports_of_processes_that_may_name_a_deleted_tenant_are_forgotten(
+    records: Records,
+) -> None:
+    await records.owners.register("process-9", 15)
+    await records.owners.save_report("process-9", f"a reader of {OURS}")
+    await records.owners.forget_reports()
+    [kept] = await records.owners.reports()
+    assert (kept.owner, kept.has_lease, kept.report, kept.reported_at) == (
+        "process-9",
+        True,
+        None,
+        None,
+    )
+
+
 @pytest.mark.promise("S11")
 async def test_a_server_stays_closed_after_the_deletion_of_the_last_tenant_with_keys(
     records: Records,

@@ -140,6 +140,17 @@ class Owners(Repository):
         ).order_by(owners.c.id)
         return [OwnerReport(**row) for row in await self._database.rows(rows)]
 
+    async def forget_reports(self) -> None:
+        """Delete all reports, which may name readers and runs. Processes write new ones if asked.
+
+        A process that is about to write one still does so.
+        """
+        owners = schema.owners
+        written = owners.c.report.is_not(None)
+        await self._database.in_write(
+            execute, update(owners).where(written).values(report=None, reported_at=None)
+        )
+
     async def leave(self, owner: str) -> bool:
         """Remove the owner if it has no active run; True if it is not registered afterwards."""
         owners, runs = schema.owners, schema.runs

@@ -22,7 +22,9 @@ from reattach.records.tenants.tables import DELETED
 _CANCEL_SECONDS: Final = 2 * LIFE_NOTED_SECONDS
 """How long servers may take to end the cancelled runs."""
 _LOOK_SECONDS: Final = 0.2
-_SHOWN_RUNS: Final = 100
+_COUNTED_RUNS: Final = 1000
+_CANCELLED_RUNS: Final = 10_000
+_CANCELLED_TOGETHER: Final = 100
 _PASSES: Final = 3
 """Attempts to find nothing left, because a request that had begun before may still add rows."""
 
@@ -64,10 +66,11 @@ async def delete_tenant(
     tenants = records.tenants
     if not await tenants.remaining(tenant):
         return None
-    active = await tenants.active_runs(tenant, limit=_SHOWN_RUNS)
+    active = await tenants.active_runs(tenant, limit=_COUNTED_RUNS)
     if active and not cancels:
+        count = f"{len(active)}{' or more' if len(active) == _COUNTED_RUNS else ''}"
         raise ConflictError(
-            f"The tenant {tenant} has {len(active)} active runs, such as {active[0]}.",
+            f"The tenant {tenant} has active runs ({count}), such as {active[0]}.",
             remedy="Wait until they have ended, or cancel them with --cancel-runs.",
         )
     revoked = await tenants.revoke_all(tenant, by=by)
@@ -81,6 +84,7 @@ async def delete_tenant(
         if has_servers and wait_seconds > 0:
             on_progress(f"waiting {wait_seconds:.0f} s until no server accepts the revoked keys")
             await clock.sleep(wait_seconds)
+        await records.owners.forget_reports()
         if not await tenants.remaining(tenant):
             counts = dict(deleted.rows)
             await records.audit_log.add(
@@ -100,11 +104,13 @@ async def _end_runs(
     """Cancel the active runs and wait until servers have ended them."""
     give_up_at = clock.monotonic_seconds() + _CANCEL_SECONDS
     cancelled: set[str] = set()
-    while active := await records.tenants.active_runs(tenant, limit=_SHOWN_RUNS):
-        if new := [run_id for run_id in active if run_id not in cancelled]:
+    while active := await records.tenants.active_runs(tenant, limit=_CANCELLED_RUNS):
+        new = [run_id for run_id in active if run_id not in cancelled]
+        for start in range(0, len(new), _CANCELLED_TOGETHER):
+            some = new[start : start + _CANCELLED_TOGETHER]
             on_progress(f"cancelling {len(new)} active runs")
-            await records.runs.request_cancel(tenant, new, by=by)
-            cancelled.update(new)
+            await records.runs.request_cancel(tenant, some, by=by)
+            cancelled.update(some)
         if clock.monotonic_seconds() > give_up_at:
             raise UnavailableError(
                 f"{len(active)} runs of the tenant {tenant} have not ended in "
