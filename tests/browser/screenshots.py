@@ -115,7 +115,7 @@ def going_on(raw: httpx.Client) -> Iterator[str]:
         for question in ("Write about the sea", "A long story", "Tides", "Birds of Sark", "Herm"):
             thread = Threads(raw, "island/writer").conversation()
             raw.patch(f"/v1/agents/{thread.agent_id}", json={"name": "writer"})
-            body = {"messages": [thread.message(question)], "background": True}
+            body = {"messages": [thread.message(question)], "stream_tokens": True}
             sent = thread.raw.post(f"/v1/agents/{thread.agent_id}/messages/async", json=body)
             assert sent.status_code == 200, sent.text
             runs.append(sent.json()["id"])
@@ -183,7 +183,7 @@ def main() -> None:
             camera.take("runs")
             camera.show("server", "main", "p99")
             camera.take("server")
-            camera.show(f"inspector/{run}", "main", "word ")
+            camera.show(f"inspector/{run}", "main", "word 1")
             page.prefer("dark")
             page.wait_until("() => document.querySelectorAll('[aria-label=Readers] tr').length > 1")
             camera.take("inspector")
