@@ -16,7 +16,7 @@ from reattach.domain.errors import (
 from reattach.domain.errors.stores import EventsLostError, LogDamagedError
 from reattach.domain.ids import FIRST_SEQ, Seq
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ, REPLAY_SLICE_BYTES, REPLAY_SLICE_EVENTS
-from reattach.log.base import Head
+from reattach.log.base import Head, Slice
 from reattach.records.base import Target
 from reattach.runs.service import RunService
 from reattach.wire.sse import split_frames
@@ -101,9 +101,15 @@ async def read_page(
     return FramePage(head, await _first_frames(runs, target, first_seq, last_seq))
 
 
-async def read_frames(
+def numbered(piece: Slice) -> list[tuple[Seq, bytes]]:
+    """Return the frames of the slice with their numbers."""
+    frames = split_frames(piece.frames)
+    return [(piece.first_seq + place, frame) for place, frame in enumerate(frames)]
+
+
+async def read_slices(
     runs: RunService, target: Target, first_seq: Seq, last_seq: Seq
-) -> AsyncGenerator[Sequence[tuple[Seq, bytes]]]:
+) -> AsyncGenerator[Slice]:
     """Yield the frames ``first_seq`` … ``last_seq`` of a log in slices, letting others run.
 
     Raises:
@@ -123,8 +129,7 @@ async def read_frames(
             raise EventsLostError(target.run_id) from error
         if not piece.frames:
             return
-        frames = split_frames(piece.frames)
-        yield [(piece.first_seq + place, frame) for place, frame in enumerate(frames)]
+        yield piece
         next_seq = piece.last_seq + 1
         await asyncio.sleep(0)
 
@@ -135,9 +140,9 @@ async def _first_frames(
     """Return the frames from ``first_seq`` on that fit into a page, and at least one."""
     page: list[tuple[Seq, bytes]] = []
     left_bytes = PAGE_BYTES
-    async with aclosing(read_frames(runs, target, first_seq, last_seq)) as slices:
-        async for frames in slices:
-            for seq, frame in frames:
+    async with aclosing(read_slices(runs, target, first_seq, last_seq)) as slices:
+        async for piece in slices:
+            for seq, frame in numbered(piece):
                 left_bytes -= len(frame)
                 if left_bytes < 0 and page:
                     return page
@@ -151,9 +156,9 @@ async def _last_frames(
     """Return the last of the frames that fit into a page, and at least one."""
     page: deque[tuple[Seq, bytes]] = deque()
     page_bytes = 0
-    async with aclosing(read_frames(runs, target, first_seq, last_seq)) as slices:
-        async for frames in slices:
-            for seq, frame in frames:
+    async with aclosing(read_slices(runs, target, first_seq, last_seq)) as slices:
+        async for piece in slices:
+            for seq, frame in numbered(piece):
                 page.append((seq, frame))
                 page_bytes += len(frame)
                 while page_bytes > PAGE_BYTES and len(page) > 1:

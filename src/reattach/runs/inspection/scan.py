@@ -1,7 +1,6 @@
 """Steps and tool calls, found in the events of a run."""
 
 from collections import OrderedDict
-from collections.abc import Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -11,9 +10,9 @@ from reattach.domain.errors import ExpiredError
 from reattach.domain.events import Output
 from reattach.domain.ids import RunId, Seq
 from reattach.domain.messages import ToolCallDelta, ToolCallPart, ToolReturnPart
-from reattach.log.base import Head
+from reattach.log.base import Head, Slice
 from reattach.records.base import Target
-from reattach.runs.inspection.frames import read_frames
+from reattach.runs.inspection.frames import numbered, read_slices
 from reattach.runs.service import RunService
 from reattach.single_flight import SingleFlight
 from reattach.wire.letta import decode
@@ -62,10 +61,14 @@ class Scan:
         self.last_seq = first_seq - 1
         self.steps: dict[str, StepSpan] = {}
         self.calls: dict[str, CallSpan] = {}
+        self._newest_step: str | None = None
 
-    def add(self, frames: Iterable[tuple[Seq, bytes]]) -> None:
+    def add(self, piece: Slice) -> None:
         """Add the next events."""
-        for seq, frame in frames:
+        if self._newest_step is not None and self._goes_on(piece, self._newest_step):
+            self.last_seq = self.steps[self._newest_step].last_seq = piece.last_seq
+            return
+        for seq, frame in numbered(piece):
             self.last_seq = seq
             begin = frame.find(_STEP)
             if begin < 0:
@@ -75,8 +78,19 @@ class Scan:
                 if _CALLS[1] in frame:  # The model's work was over before.
                     continue
             begin += len(_STEP)
-            step_id = frame[begin : frame.find(b'"', begin)].decode(errors="replace")
-            self.steps.setdefault(step_id, StepSpan(seq, seq)).last_seq = seq
+            end = frame.find(b'"', begin)
+            if end >= 0:
+                step_id = frame[begin:end].decode(errors="replace")
+                self.steps.setdefault(step_id, StepSpan(seq, seq)).last_seq = seq
+                self._newest_step = step_id
+
+    @staticmethod
+    def _goes_on(piece: Slice, step_id: str) -> bool:
+        """Whether the slice has only text of this step, as most have: a fraction of the work."""
+        frames = piece.frames
+        mark = b'%b%b"' % (_STEP, step_id.encode())
+        count = piece.last_seq + 1 - piece.first_seq
+        return not any(call in frames for call in _CALLS) and frames.count(mark) == count
 
     def _add_calls(self, seq: Seq, frame: bytes) -> None:
         try:
@@ -119,11 +133,11 @@ class Scans:
         scan = self._kept.get(target.run_id)
         if scan is None or scan.first_seq != head.first_seq:
             scan = Scan(head.first_seq)
-        frames = read_frames(runs, target, scan.last_seq + 1, head.last_seq)
+        slices = read_slices(runs, target, scan.last_seq + 1, head.last_seq)
         try:
-            async with aclosing(frames):
-                async for some in frames:
-                    scan.add(some)
+            async with aclosing(slices):
+                async for piece in slices:
+                    scan.add(piece)
         except ExpiredError:
             pass  # Shown as far as it can be read.
         self._kept[target.run_id] = scan
