@@ -2,19 +2,27 @@
 
 import builtins
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
+from datetime import datetime
 from typing import Any, Literal
 
 from sqlalchemy import Connection, RowMapping, case, exists, insert, or_, select, update
 
 from reattach.domain.context import ids_in_context
 from reattach.domain.errors import NotFoundError
-from reattach.domain.ids import AgentId, ConversationId, MessageId, TenantId
+from reattach.domain.ids import (
+    AgentId,
+    ConversationId,
+    MessageId,
+    TenantId,
+    new_block_id,
+    new_conversation_id,
+)
 from reattach.domain.messages import Message, Role, SummaryPart
 from reattach.records import lookup, threads
 from reattach.records.agents import agent_of
 from reattach.records.audit_log import Action, note
-from reattach.records.base import Actor, Agent, Conversation, Page, Thread
+from reattach.records.base import Actor, Agent, Block, Conversation, Page, Thread
 from reattach.records.blocks import blocks_of, insert_blocks
 from reattach.records.database import schema
 from reattach.records.paging import SortOrder, page_of
@@ -186,6 +194,38 @@ class Conversations(Repository):
 
         found = await self._database.in_read(read)
         return {conversation.id: found.get(conversation.id, []) for conversation in conversations}
+
+
+def fork_of(
+    agent: Agent, source: Conversation | None, at: datetime, *, hidden: bool = False
+) -> Conversation:
+    """Return a new conversation with the model and settings of ``source``.
+
+    None stands for the default conversation of the agent. ``at`` is the present time.
+    """
+    new = Conversation(
+        ConversationId(new_conversation_id()),
+        agent.id,
+        created_at=at,
+        updated_at=at,
+        hidden=hidden,
+    )
+    if source is None:
+        return new
+    return replace(
+        new,
+        model=source.model,
+        model_settings=source.model_settings,
+        context_window_limit=source.context_window_limit,
+        isolated_blocks=copies(source.isolated_blocks, at),
+    )
+
+
+def copies(blocks: Sequence[Block], at: datetime) -> tuple[Block, ...]:
+    """Return the blocks with ids of their own. ``at`` is the present time."""
+    return tuple(
+        replace(block, id=new_block_id(), created_at=at, updated_at=at) for block in blocks
+    )
 
 
 def conversations_of(connection: Connection, rows: Sequence[RowMapping]) -> list[Conversation]:

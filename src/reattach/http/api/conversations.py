@@ -16,14 +16,12 @@ from reattach.domain.ids import (
     AgentId,
     MessageId,
     TenantId,
-    new_block_id,
-    new_conversation_id,
 )
 from reattach.domain.prompt import system_message
 from reattach.http.api.models import check_model
 from reattach.http.context import AccessDep, Context, ContextDep, TenantDep
 from reattach.http.paging import ShortPage
-from reattach.http.parse_send import Addressed, find_addressed
+from reattach.http.parse_send import find_addressed
 from reattach.http.readable import readable_items
 from reattach.http.routes import routes
 from reattach.http.schemas.conversation import (
@@ -33,6 +31,7 @@ from reattach.http.schemas.conversation import (
 )
 from reattach.http.schemas.fields import ConversationPath, QueryAgent, QueryPart, ThreadPath
 from reattach.records.base import Agent, Block, Conversation, Thread
+from reattach.records.conversations import copies, fork_of
 
 router = routes("conversations")
 
@@ -146,31 +145,10 @@ async def fork_conversation(
     addressed = await find_addressed(context.records, tenant, conversation_id, agent_id)
     source = addressed.thread
     now = context.clock.now()
-    new = _fork_of(context, addressed, hidden=hidden)
+    new = fork_of(addressed.agent, addressed.conversation, now, hidden=hidden)
     first = system_message(system_prompt(addressed.agent, new), now)
     new = await context.records.conversations.fork(tenant, source, new, first, up_to=message_id)
     return await _state(context, tenant, new)
-
-
-def _fork_of(context: Context, source: Addressed, *, hidden: bool) -> Conversation:
-    """Return a new conversation with the model and settings of its source."""
-    now = context.clock.now()
-    original = source.conversation
-    if original is None:
-        return Conversation(
-            new_conversation_id(), source.agent.id, created_at=now, updated_at=now, hidden=hidden
-        )
-    return Conversation(
-        new_conversation_id(),
-        source.agent.id,
-        created_at=now,
-        updated_at=now,
-        model=original.model,
-        model_settings=original.model_settings,
-        context_window_limit=original.context_window_limit,
-        hidden=hidden,
-        isolated_blocks=_copies(original.isolated_blocks, now),
-    )
 
 
 def _isolate_blocks(agent: Agent, labels: Sequence[str], now: datetime) -> tuple[Block, ...]:
@@ -184,13 +162,7 @@ def _isolate_blocks(agent: Agent, labels: Sequence[str], now: datetime) -> tuple
             if known
             else "It has no blocks. Attach one first, or leave out 'isolated_block_labels'.",
         )
-    return _copies([by_label[label] for label in dict.fromkeys(labels)], now)
-
-
-def _copies(blocks: Sequence[Block], now: datetime) -> tuple[Block, ...]:
-    return tuple(
-        replace(block, id=new_block_id(), created_at=now, updated_at=now) for block in blocks
-    )
+    return copies([by_label[label] for label in dict.fromkeys(labels)], now)
 
 
 async def _state(

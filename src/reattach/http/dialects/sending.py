@@ -20,7 +20,8 @@ from reattach.domain.prompt import system_message
 from reattach.engine.base import ClientTool
 from reattach.http.context import Context
 from reattach.http.middleware.access import Access
-from reattach.records.base import Agent, Conversation, RequestExtras, Run
+from reattach.records.base import Agent, Conversation, Page, RequestExtras, Run, Span
+from reattach.records.conversations import fork_of
 from reattach.records.runs.openings import ConversationKey, Opening
 from reattach.runs.representation import Representation
 from reattach.runs.service import Send
@@ -30,6 +31,9 @@ RETRY_SECONDS: Final = 120.0
 
 _KEY_TRIES: Final = 3
 """The times that a conversation is looked for, while others begin it under the same key."""
+
+
+_NEWEST: Final = Page(limit=1, ascending=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +49,11 @@ class DialectSend:
     """The content of the request: two requests with equal ones may be the same, if one is marked as
     a retry."""
     conversation: Conversation | None = None
-    """The conversation; None: the one of ``key``, or a new one."""
+    """The conversation; None: that of ``after``, the one of ``key``, or a new one."""
     key: str | None = None
     """The client's own name of the conversation."""
+    after: Run | None = None
+    """The run after which its conversation continues; in a fork, if others came since."""
     idempotency_key: str | None = None
     """The client's own name of the request."""
     is_retry: bool = False
@@ -149,7 +155,9 @@ class DialectSends:
     async def _prepared(self, tenant: TenantId, send: DialectSend, digest: str) -> Send:
         conversation, opening = send.conversation, None
         key = None
-        if conversation is None and send.key is not None:
+        if conversation is None and send.after is not None:
+            conversation, opening = await self._continued(tenant, send, send.after)
+        elif conversation is None and send.key is not None:
             key = ConversationKey(send.agent.id, send.dialect, send.key)
             conversation = await self._found(tenant, key)
         if conversation is None:
@@ -177,7 +185,7 @@ class DialectSends:
             ),
             opening=opening,
             aliases=(digest,),
-            place=f"{send.dialect} {send.agent.id} {send.key or ''}"
+            place=f"{send.dialect} {send.agent.id} {_named(send)}"
             if send.conversation is None
             else None,
         )
@@ -196,6 +204,33 @@ class DialectSends:
         except NotFoundError:  # It was deleted meanwhile.
             return None
 
+    async def _continued(
+        self, tenant: TenantId, send: DialectSend, after: Run
+    ) -> tuple[Conversation | None, Opening | None]:
+        """Return the conversation of a run if it is the newest there, else that of a new fork.
+
+        Raises:
+            InvalidArgumentError: The conversation has nothing of the run, so no fork ends with it.
+        """
+        records, conversation = self._context.records, None
+        if after.thread.conversation_id is not None:
+            conversation = await records.conversations.get(tenant, after.thread.conversation_id)
+            newest = await records.runs.list(tenant, _NEWEST, conversation_id=conversation.id)
+            if newest and newest[0].id == after.id:
+                return conversation, None
+        last = await records.messages.of_run(tenant, after.id, Span(1, ascending=False))
+        if not last:
+            raise InvalidArgumentError(
+                f"Nothing can continue after {after.id}, because its conversation kept no message "
+                "of it.",
+                remedy="Continue after an earlier run, and send the message again.",
+            )
+        now = self._context.clock.now()
+        fork = fork_of(send.agent, conversation, now, hidden=send.hides_conversation)
+        first = system_message(system_prompt(send.agent, fork), now)
+        opening = Opening(fork, first, source=after.thread, up_to=last[0].id)
+        return fork, opening
+
     def _opening(self, send: DialectSend, key: ConversationKey | None) -> Opening:
         now = self._context.clock.now()
         conversation = Conversation(
@@ -210,9 +245,14 @@ class DialectSends:
 
 
 def _digest(send: DialectSend) -> str:
-    where = send.conversation.id if send.conversation else (send.key or "")
+    where = send.conversation.id if send.conversation else _named(send)
     content = [send.dialect, send.agent.id, where, send.payload]
     return f"{send.dialect}-{hashlib.sha256(msgspec.json.encode(content)).hexdigest()[:40]}"
+
+
+def _named(send: DialectSend) -> str:
+    """Return the client's words for the conversation, which are the same when it sends again."""
+    return f"after {send.after.id}" if send.after is not None else send.key or ""
 
 
 def _otid(send: DialectSend) -> str:

@@ -136,6 +136,9 @@ def _open(connection: Connection, tenant: TenantId, opening: Opening) -> None:
         raise NotFoundError("Agent not found")
     insert_conversation(connection, tenant, conversation, opening.system_message)
     thread = Thread(conversation.agent_id, conversation.id)
+    if opening.source is not None:
+        lookup.require_thread(connection, tenant, opening.source)
+        threads.copy_places(connection, opening.source, thread, opening.up_to)
     threads.append(connection, tenant, thread, opening.earlier)
     if key is not None:
         insert_key(connection, tenant, key, conversation.id)

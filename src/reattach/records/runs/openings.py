@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, insert, select
 
-from reattach.domain.ids import AgentId, ConversationId, TenantId
+from reattach.domain.ids import AgentId, ConversationId, MessageId, TenantId
 from reattach.domain.messages import Message
 from reattach.records import lookup
-from reattach.records.base import Conversation
+from reattach.records.base import Conversation, Thread
 from reattach.records.database import schema
 from reattach.records.repository import Repository
 
@@ -36,7 +36,11 @@ class Opening:
     key: ConversationKey | None = None
     """The name under which it is found from then on; None: only its id finds it."""
     earlier: tuple[Message, ...] = ()
-    """Messages that it begins with, after the system message."""
+    """Messages that it begins with, after the system message and those of the source."""
+    source: Thread | None = None
+    """The thread whose messages it shares: it is a fork of that thread."""
+    up_to: MessageId | None = None
+    """The last message that it shares; None: all."""
 
 
 class ConversationKeys(Repository):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from reattach.domain.ids import Seq
 from reattach.log.base import Slice
 from reattach.wire.decoder import Decoder
-from reattach.wire.dialects.dialect import Dialect, RunFacts
+from reattach.wire.dialects.dialect import Dialect, Fold, RunFacts
 from reattach.wire.sse import split_frames
 
 
@@ -25,6 +25,11 @@ class Translator:
     def size_bytes(self) -> int:
         """The approximate memory of its state."""
         return self._fold.size_bytes
+
+    @property
+    def fold(self) -> Fold:
+        """The state of the dialect at ``seq``."""
+        return self._fold
 
     def begin(self) -> list[bytes]:
         """Return the frames before the first event, the first time; later none."""

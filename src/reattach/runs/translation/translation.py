@@ -18,6 +18,7 @@ from reattach.log.notifier import Notifier
 from reattach.records.base import Target
 from reattach.runs.following.follow import Following, Watch
 from reattach.runs.translation.frames import Translator
+from reattach.wire.dialects.dialect import Fold
 
 logger = structlog.get_logger(__name__)
 
@@ -63,6 +64,11 @@ class Translation:
     def size_bytes(self) -> int:
         """The approximate memory of the frames and of the state."""
         return self.tail.size_bytes + self._translator.size_bytes
+
+    @property
+    def fold(self) -> Fold:
+        """The state of the dialect at the newest event that was translated."""
+        return self._translator.fold
 
     @property
     def is_whole(self) -> bool:

@@ -15,7 +15,7 @@ from reattach.records.base import Target
 from reattach.runs.following.follow import Following, Watch, remainder_of
 from reattach.runs.translation.frames import Translator
 from reattach.runs.translation.translation import Translation
-from reattach.wire.dialects.dialect import Dialect, RunFacts
+from reattach.wire.dialects.dialect import Dialect, Fold, RunFacts
 
 
 class _Follow(Protocol):
@@ -74,6 +74,18 @@ class Translations:
         except BaseException:
             await using.__aexit__(None, None, None)
             raise
+
+    @asynccontextmanager
+    async def state(self, target: Target, dialect: Dialect, facts: RunFacts) -> AsyncIterator[Fold]:
+        """Yield the state of a dialect at the newest event of a run.
+
+        Raises:
+            ExpiredError: The first events of the run are gone.
+            StoreUnavailableError: The log does not answer.
+        """
+        async with self._using(target, dialect, facts) as translation:
+            await translation.open()
+            yield translation.fold
 
     def remainder(
         self, target: Target, dialect: Dialect, cursor: int, *, max_events: int
