@@ -106,6 +106,8 @@ async def test_one_scrape_has_all_workers_and_a_replaced_worker_keeps_its_slot(
     for _ in range(6):  # Each of them asks one of the workers.
         assert events(await scraped(client, f"{server.url}/metrics")) == events(own)
     assert own.workers("reattach_scrape_age_seconds") == {"0": 0, "1": 0}
+    assert own.workers("reattach_build_info", store="postgresql+redis") == {"0": 1, "1": 1}
+    assert own.value("reattach_store_seconds_count", store="log", operation="append") >= 4
     assert all(own.value("reattach_lease_margin_seconds", worker=one) > 0 for one in "01")
 
     killed, kept = children_of(server)

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from reattach.testing.conformance.log import LogConformance, LogStore
-from tests.support.log_stores import SMALL, MemoryStore, RedisStore, SqliteStore
+from tests.support.log_stores import SMALL, MemoryStore, MeteredStore, RedisStore, SqliteStore
 from tests.support.redis_server import shared_cluster_url, shared_sentinel_url, shared_url
 
 
 class TestLogs(LogConformance):
     @pytest.fixture(
         params=[
-            *("memory", "sqlite process", "sqlite power", "sqlite small"),
+            *("memory", "metered", "sqlite process", "sqlite power", "sqlite small"),
             *("redis", "redis cluster", "redis sentinel"),
         ]
     )
@@ -20,6 +20,8 @@ class TestLogs(LogConformance):
         match request.param:
             case "memory":
                 return MemoryStore()
+            case "metered":
+                return MeteredStore()
             case "redis":
                 return RedisStore(shared_url())
             case "redis cluster":

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from reattach.log.base import Log
 from reattach.log.memory import MemoryLog
+from reattach.log.metered import MeteredLog
 from reattach.log.redis.log import RedisLog
 from reattach.log.sqlite.log import Durability, Sizes, SqliteLog
+from reattach.meters.meters import Meters
 from reattach.testing.conformance.log import LogStore
 
 SMALL = Sizes(
@@ -28,6 +30,13 @@ SMALL = Sizes(
 class MemoryStore(LogStore):
     async def open_log(self) -> Log:
         return MemoryLog()
+
+
+class MeteredStore(LogStore):
+    """A log whose operations are measured."""
+
+    async def open_log(self) -> Log:
+        return MeteredLog(MemoryLog(), Meters())
 
 
 class SqliteStore(LogStore):
