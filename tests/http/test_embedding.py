@@ -262,3 +262,16 @@ async def test_a_directory_that_this_process_has_opened_is_refused_as_such(tmp_p
         assert (await streams.ask("hello")).id
     async with streams:
         assert (await streams.ask("hello")).id
+
+
+async def test_an_application_that_is_open_to_all_shows_nobody_the_figures_of_other_tenants(
+    tmp_path: Path,
+) -> None:
+    async with Reattach(shout, data_dir=tmp_path, open=True) as streams:
+        await streams.ask("one", tenant="somebody else")
+        transport = httpx2.ASGITransport(app=streams.app, client=("192.0.2.1", 4000))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://app.example") as http:
+            refused = await http.get("/metrics")
+            assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+            assert (await http.get("/v1/runs/")).json() == []
+            assert (await http.get("/v1/admin/runs")).json()["items"] == []

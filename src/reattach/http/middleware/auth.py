@@ -35,6 +35,7 @@ from reattach.http.middleware.quotas import Quotas
 from reattach.http.middleware.refusals import Audit
 from reattach.http.middleware.tokens import StreamTokens
 from reattach.http.paths import PAGE_FILES, page_resource, path_of
+from reattach.records.base import ALL_SCOPES
 from reattach.records.keys import Keys
 from reattach.single_flight import SingleFlight
 
@@ -88,6 +89,8 @@ class Authenticator:
         self._watch = AccessWatch(keys, tokens, clock, watch_seconds)
         self._quotas = quotas or Quotas(clock=clock)
         self._keyless = Access(self._watch, self._quotas, None)
+        if open_to_all:  # Those are an application's users, not its operators.
+            self._keyless.scopes = ALL_SCOPES
         self._uses = KeyUses(keys, clock)
         self._audit = Audit(clock)
         self._openings = SingleFlight[None, bool]("key look-up")
