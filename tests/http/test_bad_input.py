@@ -75,6 +75,9 @@ class Prober:
         assert response.status_code < 500 or response.status_code == 501, place
         if response.status_code >= 400:
             body = response.json()
+            if url.startswith("/openai/"):  # Which has the form of errors that its clients expect.
+                body = body["error"]
+                body["detail"] = body["message"]
             assert isinstance(body["detail"], str), place
             assert isinstance(body["code"], str), place
             assert len(response.content) < 20_000, place
