@@ -136,7 +136,8 @@ function Look({ facts, again }: { facts: RunFacts; again: () => void }) {
       if (!wanted && active) return subject.follow();
       const { first_seq, last_seq } = await getFrames(id, { limit: 1 });
       subject.frames.extend(first_seq, last_seq);
-      subject.move(wanted || last_seq);
+      // The user may have been faster.
+      if (subject.seq.peek() === 0) subject.move(wanted || last_seq);
     };
     begin().catch((error) => {
       const one = asApiError(error);
