@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from reattach.testing.programs.server import ServerProcess
-from tests.support.commands import BOUND_SECONDS
+from tests.support.commands import reattach_here
 from tests.support.hanging_server import HangingServer
 from tests.support.runs_of_a_server import Runs
 
 NOWHERE = "http://127.0.0.1:1"
 
 
-def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("REATTACH_")}
-    return subprocess.run(
-        [sys.executable, "-m", "reattach", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=BOUND_SECONDS,
-        env=inherited | variables,
-    )
-
-
 def completed(line: str, **variables: str) -> list[str]:
     """Return the values that bash gets for the last word of the line."""
-    words = line.split(" ")
-    ran = run(
+    ended = reattach_here(
         _REATTACH_COMPLETE="complete_bash",
         COMP_WORDS=line,
-        COMP_CWORD=str(len(words) - 1),
+        COMP_CWORD=str(len(line.split(" ")) - 1),
         **variables,
     )
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stderr == ""
-    return ran.stdout.split()
+    assert (ended.status, ended.err) == (0, "")
+    return ended.out.split()
 
 
 def test_commands_and_values_of_options_are_completed() -> None:
@@ -81,11 +64,11 @@ def test_a_server_that_is_away_or_silent_completes_nothing_and_says_nothing() ->
 def test_completion_is_installed_for_the_shell_in_use(
     tmp_path: Path, shell: str, place: str, function: str
 ) -> None:
-    ran = run(
+    ended = reattach_here(
         "--install-completion",
         shell,
         HOME=str(tmp_path),
         _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1",
     )
-    assert ran.returncode == 0, ran.stderr
+    assert ended.status == 0, ended.err
     assert function in (tmp_path / place).read_text("utf-8")
