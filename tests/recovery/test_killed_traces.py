@@ -74,6 +74,46 @@ async def test_the_attempt_of_a_killed_process_is_reported_by_the_next_one(
         assert resume.links == [(send.trace_id, send.span_id)]
 
 
+async def test_a_handed_over_attempt_is_reported_by_the_process_that_made_it(
+    tmp_path: Path,
+) -> None:
+    async with collecting() as collector, asyncio.timeout(2 * WAIT_SECONDS):
+        server = ServerProcess(
+            tmp_path,
+            arguments=["--scripted"],
+            environment={**collector.environment, "REATTACH_DRAIN_SECONDS": "0"},
+        )
+        with server:
+            received = Received()
+            has_begun = asyncio.Event()
+            async with client_of(server) as client:
+                conversation_id = await client.conversation()
+                sending = asyncio.create_task(
+                    client.send(
+                        conversation_id,
+                        f"[chunks={4 * STEP_EVENTS}][rate=100]",
+                        received,
+                        otid="handed over",
+                        on_read=has_begun.set,
+                    )
+                )
+                await has_begun.wait()
+                assert await asyncio.to_thread(server.stop) == 0
+                run_id = await sending
+            assert run_id is not None
+            (first,) = await collector.of_run(run_id, "invoke_agent")
+            await start(server)
+            async with client_of(server) as client:
+                await client.resume(run_id, received)
+            first, second = await collector.of_run(run_id, "invoke_agent", 2)
+        assert first.attributes["reattach.attempt.outcome"] == "handed_over"
+        assert second.attributes["reattach.attempt.interruption"] == "handover"
+        assert not first.is_error
+        assert "reattach.recovered" not in first.attributes
+        assert first.trace_id == second.trace_id
+        assert first.attributes["reattach.attempt.last_seq"] >= 1
+
+
 async def test_each_worker_exports_its_spans_under_its_own_instance(
     tmp_path: Path, postgresql_url: str, redis: RedisServer
 ) -> None:
