@@ -61,7 +61,7 @@ def _add_sources(context: Context) -> None:
         return [((status.value,), found[status]) for status in RunStatus if status.is_active]
 
     def readers() -> Iterable[tuple[Labels, float]]:
-        found = Counter(reader.transport for reader in runs.readers)
+        found = runs.readers.by_transport()
         return [((transport.value,), found[transport]) for transport in Transport]
 
     def lease_margin() -> Iterable[tuple[Labels, float]]:
