@@ -195,6 +195,23 @@ def test_readers_are_shown_while_they_read_and_cut_offs_afterwards(
         wait_for_text(page, ".run-head .lamp", "cancelled")
 
 
+def test_a_run_that_was_continued_after_a_crash_shows_both_attempts(
+    browser: Browser, tmp_path: Path
+) -> None:
+    with scripted_server(tmp_path) as server:
+        with raw_client(server.url) as raw:
+            run = background_run(Threads(raw).conversation(), "[chunks=120][rate=50]")
+            with raw.stream("POST", f"/v1/runs/{run}/stream", json={}) as events:
+                next(line for line in events.iter_lines() if '"seq_id":20,' in line)
+        server.kill()
+        server.start()
+        with view(browser, server.url, f"inspector/{run}") as page:
+            wait_for_text(page, ".happened", "continued by prefix after a crash")
+            wait_for_text(page, ".lanes .missing", "No times of 1–")
+            page.act(".happened .seq", "click")  # Where the second attempt began.
+            wait_for_text(page, ".answer-pane .markdown", "t0 t1")
+
+
 def test_without_a_run_the_last_five_are_offered(
     browser: Browser, served: ServerProcess, threads: Threads, ended: str
 ) -> None:

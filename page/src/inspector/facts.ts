@@ -72,6 +72,8 @@ export interface Timeline {
   began_at: string;
   commits: Array<{ seq: number; at: string }>;
   gaps: Array<{ after_seq: number; seconds: number }>;
+  /** Events without times. */
+  missing: Array<{ first_seq: number; last_seq: number }>;
 }
 
 export interface Frame {

@@ -1,6 +1,6 @@
 import { useSignal, type ReadonlySignal } from "@preact/signals";
 import { useCallback, useMemo } from "preact/hooks";
-import { counted, span } from "../format";
+import { count, counted, span } from "../format";
 import { Chart, type Paint } from "../parts/chart";
 import { axisOf, type Axis, Moments } from "./axis";
 import type { RunFacts, Timeline } from "./facts";
@@ -63,6 +63,12 @@ export function Lanes({ facts, timeline, seq, onPick }: Properties) {
         onPick={(fraction) => onPick(moments.seqAt(axis.time(fraction * width.value - GUTTER)))}
       />
       <Needle seq={seq} moments={moments} axis={axis} />
+      {timeline.missing.length > 0 && (
+        <p class="muted missing">
+          No times of {timeline.missing.map(({ first_seq, last_seq }) => `${count(first_seq)}–${count(last_seq)}`).join(", ")}: the process that
+          wrote these events was killed.
+        </p>
+      )}
     </div>
   );
 }

@@ -103,6 +103,12 @@ export function HappenedPanel({ facts, onPick }: Properties) {
   );
 }
 
+const INTERRUPTIONS: Record<string, string> = {
+  crash: "after a crash",
+  handover: "after a handover",
+  provider: "after the provider broke off",
+};
+
 function happenings(facts: RunFacts): Happening[] {
   const found: Happening[] = [{ at: facts.created_at, icon: "send", text: "sent" }];
   for (const one of facts.attempt_list) {
@@ -110,8 +116,8 @@ function happenings(facts: RunFacts): Happening[] {
     const token = one.token === null ? "" : ` with token ${one.token}`;
     if (one.number === 1) found.push({ at: one.began_at, icon: "play", text: `attempt 1${owner}${token}` });
     else {
-      const way = one.way ? `, ${one.way.replaceAll("_", " ")}` : "";
-      const why = one.interruption ? ` after: ${one.interruption.replaceAll("_", " ")}` : "";
+      const way = one.way ? `, continued by ${one.way}` : "";
+      const why = one.interruption ? ` ${INTERRUPTIONS[one.interruption] ?? `after: ${one.interruption}`}` : "";
       found.push({ at: one.began_at, icon: "history", tone: "warn", text: `attempt ${one.number}${owner}${token}${way}${why}`, seq: one.first_seq });
     }
   }

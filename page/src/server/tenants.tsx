@@ -30,7 +30,7 @@ export function TenantsCard() {
               <tbody>
                 {items.value.map((one) => (
                   <tr key={one.tenant}>
-                    <th scope="row">{may("operator") ? <a href={address(["runs"], { tenant: one.tenant })}>{one.tenant}</a> : one.tenant}</th>
+                    <th scope="row" title={one.tenant}>{may("operator") ? <a href={address(["runs"], { tenant: one.tenant })}>{one.tenant}</a> : one.tenant}</th>
                     <td class="number">{count(one.active_runs)}</td>
                     <td class="number">{count(one.runs_last_day)}</td>
                     <td class="number" title="Prompt and completion tokens of the last 24 hours">
