@@ -129,6 +129,22 @@ async def test_a_tool_is_a_span_between_two_model_calls(
     assert attempt.name == "invoke_agent Ada"
 
 
+async def test_model_calls_with_a_summary_in_their_context_say_so(
+    traced: LiveServer, collector: Collector
+) -> None:
+    agent = await traced.agent(system="Be brief.", context_window_limit=100)
+    thread_id = (await traced.conversation(agent["id"]))["id"]
+    for turn in range(4):
+        await sent(traced, thread_id, f"turn {turn} " + "information " * 8)
+    await sent(traced, thread_id, "now " * 30)
+    (run_id, *_) = await traced.run_ids(conversation_id=thread_id)
+    await collector.of_run(run_id, "invoke_agent")
+    summary, answer = await collector.of_run(run_id, "chat", 2)
+    assert "gen_ai.conversation.compacted" not in summary.attributes
+    assert answer.attributes["gen_ai.conversation.compacted"] is True
+    assert summary.attributes["gen_ai.usage.input_tokens"] > 0
+
+
 async def test_no_span_has_an_event_or_a_word_of_the_conversation(
     traced: LiveServer, collector: Collector
 ) -> None:

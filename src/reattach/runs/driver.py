@@ -381,7 +381,7 @@ class RunDriver:
     async def _note(self, delta: Delta) -> None:
         """Record and report what ``delta`` says beside its events, which are put."""
         machine = self._output.machine
-        self._reports.note_output(machine, self.run)
+        self._reports.note_output(delta, machine, self.run)
         match delta:
             case ToolStarting(call_id):
                 await self._note_tool_call(delta)

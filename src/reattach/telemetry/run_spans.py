@@ -60,7 +60,7 @@ class _Attempt:
     input_tokens: int = 0
     output_tokens: int = 0
     is_compacted: bool | None = None
-    """Whether the model gets a summary; None: not known yet."""
+    """Whether the history has a summary; None: not known yet."""
     settlement: Settlement | None = None
 
 
@@ -215,7 +215,7 @@ class RunSpans(RunObserver):
         if turn is not None:
             if opened.is_compacted is None:
                 opened.is_compacted = any(one.role is Role.SUMMARY for one in turn.history)
-            if opened.is_compacted:
+            if opened.is_compacted or attempt.has_summary:
                 attributes[names.CONVERSATION_COMPACTED] = True
             asked = {
                 names.REQUEST_TEMPERATURE: turn.settings.temperature,

@@ -54,6 +54,8 @@ class ObservedAttempt:
     """All events of the run so far."""
     turn: Turn | None = None
     """The turn without earlier attempts; None until it was read."""
+    has_summary: bool = False
+    """Whether the context was compacted in this attempt."""
     last_seq: Seq = NO_SEQ
     """The newest event, at the end of the attempt."""
 

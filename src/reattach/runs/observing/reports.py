@@ -6,7 +6,7 @@ from reattach.domain.clock import Clock
 from reattach.domain.ids import Seq
 from reattach.domain.messages import ToolReturnPart
 from reattach.domain.text import storable_text
-from reattach.engine.base import ToolStarting, Turn
+from reattach.engine.base import Compacted, Delta, ToolStarting, Turn
 from reattach.records.base import Attempt, Run, StepRecord
 from reattach.runs.attempts.policy import Interruption
 from reattach.runs.machine import RunMachine
@@ -93,8 +93,8 @@ class AttemptReports:
             self._attempt.turn = turn
             self._observer.model_asked(self._attempt)
 
-    def note_output(self, machine: RunMachine, run: Run) -> None:
-        """Report the steps that have begun and ended since the last call."""
+    def note_output(self, delta: Delta, machine: RunMachine, run: Run) -> None:
+        """Report the steps that have begun and ended with ``delta``, which the machine has."""
         attempt = self._attempt
         if attempt is None:
             return
@@ -104,6 +104,7 @@ class AttemptReports:
             self._observer.step_ended(attempt, step)
             self.step = None
             self._steps += 1
+        attempt.has_summary = attempt.has_summary or isinstance(delta, Compacted)
         if machine.open_step is not None:
             self._note_begin(attempt, machine.open_step)
             self.step = machine.open_step
