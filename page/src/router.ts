@@ -27,6 +27,7 @@ export const route = signal(parse(location.hash));
 
 export function go(path: string[], params?: Record<string, string | number>): void {
   location.hash = address(path, params);
+  route.value = parse(location.hash); // The event comes later.
 }
 
 /** Change the address without a new entry of the history. */

@@ -2,7 +2,7 @@
 
 import { signal } from "@preact/signals";
 import { route, replace } from "./router";
-import { keep, load } from "./stored";
+import { forgetTab, keep, load } from "./stored";
 
 /** The address of the server, which ends in a slash: the page may be below any path. */
 export const base = new URL("..", import.meta.url).href;
@@ -44,8 +44,9 @@ export function signInWith(secret: string): void {
   signIn.value = null;
 }
 
+/** Forget the key and the drafts of this tab. */
 export function signOut(why = ""): void {
-  keep("sessionStorage", KEY, null);
+  forgetTab();
   token.value = null;
   server.value = null;
   signIn.value = why;

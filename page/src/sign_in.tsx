@@ -16,8 +16,11 @@ export function SignIn() {
     setAsking(true);
     token.value = secret.trim();
     try {
+      const tenant = server.peek()?.tenant;
       server.value = await api<ServerInfo>("v1/server");
       signInWith(secret.trim());
+      // The views still have what the tenant before could see.
+      if (tenant !== undefined && tenant !== server.value.tenant) location.reload();
     } catch (raised) {
       token.value = before;
       setError(asApiError(raised));

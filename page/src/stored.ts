@@ -19,3 +19,12 @@ export function keep(where: Where, key: string, value: string | null): void {
     // The page works without it until it is loaded again.
   }
 }
+
+/** Remove everything that this page keeps for the tab. */
+export function forgetTab(): void {
+  try {
+    for (const key of Object.keys(sessionStorage)) if (key.startsWith("reattach ")) sessionStorage.removeItem(key);
+  } catch {
+    // Nothing was kept.
+  }
+}

@@ -24,11 +24,11 @@ from tests.clients.conftest import scripted_server
 from tests.support.browser import Browser
 from tests.support.threads import Thread, Threads, raw_client
 
-LONG = "[chunks=120][rate=40]"
-"""An answer of three seconds."""
+LONG = "[chunks=240][rate=40]"
+"""An answer of six seconds."""
 LONGER = "[chunks=250][rate=25]"
 IS_GONE = "async (path) => (await fetch(path)).status === 410"
-WHOLE = " ".join(f"t{at}" for at in range(120))
+WHOLE = " ".join(f"t{at}" for at in range(240))
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
@@ -102,7 +102,7 @@ def test_a_cut_line_shows_what_is_missed_and_the_answer_is_whole_after_it(
         assert int(found[1]) > 0
         wait_for_end(page)
         assert texts(page, ".answer") == [WHOLE]
-        assert texts(page, "[role=status].unseen")[0].startswith("Answer finished, 123 events")
+        assert texts(page, "[role=status].unseen")[0].startswith("Answer finished, 243 events")
 
 
 def test_an_answer_is_whole_though_every_connection_is_dropped(
@@ -259,6 +259,10 @@ def test_agents_and_conversations_are_made_renamed_and_deleted(
         page.act(".conversations li.current", "hover")
         page.act("[aria-label='Delete Greetings']", "click")
         page.wait_until("() => document.querySelectorAll('.conversations li').length === 1")
+        page.act(".conversations a", "click")
+        wait_for_text(page, ".head .title", "Default conversation")
+        say(page, "in the default conversation")
+        wait_for_text(page, ".answer", "in the default conversation")
 
 
 def test_on_a_phone_everything_fits_and_the_tabs_are_at_the_bottom(

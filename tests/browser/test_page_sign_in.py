@@ -83,8 +83,10 @@ def test_the_page_asks_for_a_key_and_forgets_it_when_one_signs_out(
         wait_for_text(page, ".answer", "hello")
         page.reload()
         wait_for_text(page, ".answer", "hello")
+        page.act("#message", "fill", "a secret draft")
         page.act("[aria-label='Sign out']", "click")
         wait_for_text(page, "h1", "Sign in")
+        assert page.evaluate("() => sessionStorage.length") == 0
         page.reload()
         wait_for_text(page, "h1", "Sign in")
         assert not [line for line in page.log if line.startswith("pageerror")]

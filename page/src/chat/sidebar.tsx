@@ -28,18 +28,19 @@ interface Properties {
   current: string | null;
   active: Set<string>;
   onChange: () => void;
+  onDeleted: (conversation: string) => void;
   onNew: () => void;
 }
 
-export function Sidebar({ agents, agent, conversations, current, active, onChange, onNew }: Properties) {
+export function Sidebar({ agents, agent, conversations, current, active, onChange, onDeleted, onNew }: Properties) {
   const dialog = useSignal<"new" | "edit" | null>(null);
   const renaming = useSignal<Conversation | null>(null);
   const remove = (one: Conversation): void => {
     if (!confirm(`Delete "${titleOf(one)}" with its messages?`)) return;
     void tried(async () => {
       await api(`v1/conversations/${one.id}`, { method: "DELETE" });
+      onDeleted(one.id);
       if (one.id === current) go(["chat", agent!.id]);
-      onChange();
     });
   };
   return (

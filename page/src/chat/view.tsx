@@ -82,7 +82,8 @@ function OfAgent({ agents, agent, conversationId, onAgents }: OfAgentProperties)
   const conversations = usePolled((signal) => listConversations(agent.id, signal), LIST_MS, agent.id);
   const runs = usePolled((signal) => listRuns(agent.id, signal), RUNS_MS, agent.id);
   const isMenuOpen = useSignal(false);
-  const list = conversations.data.value;
+  const deleted = useSignal<string[]>([]);
+  const list = conversations.data.value?.filter(({ id }) => !deleted.value.includes(id));
   const remembered = load("sessionStorage", `conversation ${agent.id}`);
   const current = conversationId ?? (list?.some(({ id }) => id === remembered) ? remembered : (list?.[0]?.id ?? null));
   const shown = list?.find(({ id }) => id === current);
@@ -119,6 +120,10 @@ function OfAgent({ agents, agent, conversationId, onAgents }: OfAgentProperties)
         current={current}
         active={active}
         onNew={begin}
+        onDeleted={(id) => {
+          deleted.value = [...deleted.value, id];
+          changed();
+        }}
         onChange={() => {
           conversations.again();
           onAgents();
