@@ -110,6 +110,12 @@ async def test_one_scrape_has_all_workers_and_a_replaced_worker_keeps_its_slot(
     assert own.value("reattach_store_seconds_count", store="log", operation="append") >= 4
     assert all(own.value("reattach_lease_margin_seconds", worker=one) > 0 for one in "01")
 
+    assert server.pid is not None
+    with stopped(server.pid):  # The supervisor itself: its workers go on without it.
+        refused = await client.get(f"{server.url}/metrics", headers={"connection": "close"})
+        assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
+    assert events(await scraped(client, f"{server.url}/metrics")) == events(own)
+
     killed, kept = children_of(server)
     with stopped(kept):
         late = await scraped(client, port)

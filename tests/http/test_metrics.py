@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+import yaml
 
 from reattach.domain.ids import DEFAULT_TENANT
 from reattach.meters.families import FAMILIES
 from reattach.records.base import KeyScope
+from reattach.settings import Settings
+from tests.docs.test_docs import all_blocks
 from tests.support.live_server import LiveServer, listening, new_threads, to
 from tests.support.scraped import Scraped, parse
 
@@ -65,6 +68,15 @@ def test_the_documentation_has_a_row_for_each_metric() -> None:
     assert documented == {
         name: (family.kind, tuple(family.labels), family.help) for name, family in FAMILIES.items()
     }
+
+
+def test_the_documented_configuration_of_prometheus_scrapes_the_default_port() -> None:
+    written = next(iter(all_blocks(OBSERVE, "yaml")))
+    (job,) = yaml.safe_load(written)["scrape_configs"]
+    (target,) = job["static_configs"][0]["targets"]
+    assert target == f"127.0.0.1:{Settings.model_fields['port'].default}"
+    assert job["authorization"]["credentials_file"]
+    assert "metrics_path" not in job  # /metrics is the default of Prometheus.
 
 
 async def test_a_scrape_has_the_form_that_it_asks_for(live: LiveServer) -> None:
