@@ -9,11 +9,12 @@ from typing import Any
 import httpx2
 import pytest
 
-from reattach.domain.ids import DEFAULT_TENANT, Seq, TenantId, new_run_id
-from reattach.records.base import KeyScope
+from reattach.domain.ids import DEFAULT_TENANT, AgentId, ConversationId, Seq, TenantId, new_run_id
+from reattach.records.base import KeyScope, Thread
 from tests.http.test_admin_processes import with_scopes
 from tests.support.asgi_server import OTHER_TENANT
 from tests.support.live_server import LiveServer, listening, new_threads, sent, thread_with
+from tests.support.record_samples import a_run
 from tests.support.stores import eventually
 
 PING_SECONDS = 0.2
@@ -127,6 +128,19 @@ async def test_a_run_without_its_log_shows_what_the_records_have(live: LiveServe
     assert gone["events"] > 0
 
 
+async def test_a_run_whose_log_is_not_open_yet_is_shown_without_waiting_for_it(
+    live: LiveServer,
+) -> None:
+    agent, thread = await new_threads(live)
+    place = Thread(AgentId(agent), ConversationId(thread))
+    owner = live.context.runs.ownership.owner
+    run = a_run(place, DEFAULT_TENANT, owner=owner, created_at=live.clock.now())
+    await live.context.records.runs.create(DEFAULT_TENANT, run, None, ())
+    early = await shown(live, run.id)
+    assert (early["status"], early["log"], early["last_seq"]) == ("created", "open", None)
+    assert (early["events"], early["steps"], early["input_preview"]) == (None, [], "hello")
+
+
 async def test_a_damaged_log_shows_what_can_be_read(live: LiveServer) -> None:
     run_id = await ended_run(live, "[chunks=3]")
     await live.context.runs.log.trim(run_id, Seq(4))
@@ -165,7 +179,7 @@ async def test_a_reader_that_was_cut_off_stays_known_and_only_to_its_tenant_and_
             assert cut["process"] == run["owner"]
         assert (await stranger.get(path)).status_code == 404
         assert (await admin.get(f"/v1/admin/runs/{new_run_id()}")).status_code == 404
-        assert (await admin.get("/v1/admin/runs/one")).status_code == 404
+        assert (await admin.get("/v1/admin/runs/one")).status_code == 400
         other = await admin.get(path, params={"tenant": OTHER_TENANT})
         assert other.status_code == 403
     assert live.rows()["cut_offs"] == 1

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
-from reattach.domain.errors import ExpiredError
-from reattach.domain.events import Usage
+from reattach.domain.errors import ExpiredError, LogNotFoundError
+from reattach.domain.events import RunStatus, Usage
 from reattach.domain.ids import FIRST_SEQ, FIRST_TOKEN, Seq, TenantId, Token
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.domain.limits.requests import MAX_PAGE_ITEMS
@@ -92,7 +92,7 @@ class RunDetails:
     run: Run
     condition: LogCondition
     head: Head | None
-    """None if the log is gone."""
+    """None if the log is gone, or not there yet."""
     attempts: Sequence[AttemptFacts]
     steps: Sequence[StepFacts]
     calls: Sequence[CallFacts]
@@ -113,7 +113,9 @@ async def look_into(
     condition, head = LogCondition.DELETED, None
     scan = Scan(FIRST_SEQ)
     stretches: Sequence[Stretch] = ()
-    if run.log_deleted_at is None:
+    if run.status is RunStatus.CREATED and not await _has_log(runs, run):
+        condition = LogCondition.OPEN  # It will be, in a moment.
+    elif run.log_deleted_at is None:
         try:
             head = await extent(runs, target)
         except ExpiredError:
@@ -135,6 +137,14 @@ async def look_into(
         [_call(run, call_id, call, stretches) for call_id, call in scan.calls.items()],
         await records.cut_offs.of_run(run.id),
     )
+
+
+async def _has_log(runs: RunService, run: Run) -> bool:
+    try:
+        await runs.log.head(run.id)
+    except LogNotFoundError:
+        return False
+    return True
 
 
 def _attempts(run: Run, stretches: Sequence[Stretch]) -> list[AttemptFacts]:
