@@ -117,6 +117,17 @@ def test_a_link_leads_to_a_moment_and_the_keys_move_from_there(
         wait_for_moment(page, 42)
 
 
+def test_an_event_of_scrolling_after_the_view_was_left_is_no_error(
+    browser: Browser, served: ServerProcess, ended: str
+) -> None:
+    with view(browser, served.url, f"inspector/{ended}&seq=150") as page:
+        wait_for_moment(page, 150)
+        page.evaluate("() => { window.list = document.querySelector('.frames .virtual'); }")
+        page.evaluate("() => { location.hash = '#server'; }")
+        wait_for_text(page, ".card h2", "Processes")
+        page.evaluate("() => { window.list.dispatchEvent(new Event('scroll')); }")
+
+
 def test_times_tools_and_attempts_of_a_run_are_shown(
     browser: Browser, served: ServerProcess, ended: str
 ) -> None:

@@ -23,7 +23,9 @@ export function VirtualTable({ count, rowHeight, label, head, columns, render, a
   const box = useRef<HTMLDivElement>(null);
   const [view, setView] = useState({ top: 0, height: 800 });
   const measure = (): void => {
-    const { scrollTop: top, clientHeight: height } = box.current!;
+    // An event of scrolling may come after the list has gone.
+    if (!box.current) return;
+    const { scrollTop: top, clientHeight: height } = box.current;
     setView((old) => (old.top === top && old.height === height ? old : { top, height }));
   };
   useLayoutEffect(() => {
