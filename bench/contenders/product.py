@@ -129,7 +129,7 @@ class ReattachServer(Server):
 class Reattach(Contender):
     """Reattach of this or another checkout.
 
-    ``settings`` are REATTACH_ variables without their prefix.
+    ``settings`` are REATTACH_ variables without their prefix; ``environment`` has other variables.
     """
 
     about = "the whole product: engine, log, records, HTTP"
@@ -141,8 +141,10 @@ class Reattach(Contender):
         store: Literal["sqlite", "redis"] = "sqlite",
         settings: Mapping[str, str] | None = None,
         checkout: Path = ROOT,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
+        self._environment = dict(environment or {})
         self._checkout = checkout
         self._store = store
         self._settings = dict(settings or {})
@@ -159,7 +161,7 @@ class Reattach(Contender):
             serving = program(
                 python("bench.server", checkout=self._checkout),
                 cores,
-                environment | NO_DRAIN | settings,
+                environment | NO_DRAIN | settings | self._environment,
                 self._checkout,
             )
             yield ReattachServer(*stack.enter_context(serving))
