@@ -223,6 +223,19 @@ def test_a_run_that_was_continued_after_a_crash_shows_both_attempts(
             wait_for_text(page, ".answer-pane .markdown", "t0 t1")
 
 
+def test_a_stream_token_shows_its_run_alone(
+    browser: Browser, served: ServerProcess, raw: httpx.Client, ended: str
+) -> None:
+    token = raw.post("/v1/tokens", json={"run_id": ended, "scope": "read"}).json()["token"]
+    with view(browser, served.url, f"runs&token={token}") as page:
+        wait_for_text(page, ".empty", "A stream token has no list of runs")
+        page.act(".empty a", "click")
+        wait_for_text(page, ".answer-pane .markdown", "t0 t1")
+        wait_for_text(page, "[aria-label=Readers]", "This needs a key with the scope admin")
+        page.evaluate("() => { location.hash = '#inspector'; }")
+        wait_for_text(page, ".choose", f"This token follows {ended}.")
+
+
 def test_without_a_run_the_last_five_are_offered(
     browser: Browser, served: ServerProcess, threads: Threads, ended: str
 ) -> None:

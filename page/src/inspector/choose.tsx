@@ -13,8 +13,10 @@ const LOOK_MS = 3000;
 /** The Inspector before a run is chosen: the last ones, and a field for any other. */
 export function Choose() {
   const typed = useSignal("");
-  const only = server.value?.token?.run_id;
-  const polled = usePolled((stop) => lastRuns(stop), LOOK_MS);
+  const token = server.value?.token;
+  const only = token?.run_id;
+  // A stream token has no list of runs.
+  const polled = usePolled(async (stop) => (token ? null : lastRuns(stop)), token ? null : LOOK_MS);
   return (
     <div class="choose">
       <h1>Choose a run</h1>

@@ -3,10 +3,11 @@ import { useEffect, useMemo, useRef } from "preact/hooks";
 import { api, asApiError } from "../api";
 import { count, counted } from "../format";
 import { Dialog } from "../parts/dialog";
+import { Empty } from "../parts/empty";
 import { Icon } from "../parts/icon";
 import { Stale } from "../parts/stale";
 import { usePolled } from "../polling";
-import { go, replace, route } from "../router";
+import { address, go, replace, route } from "../router";
 import { may, server } from "../session";
 import { toast } from "../toasts";
 import { NoRuns } from "./empty";
@@ -19,6 +20,24 @@ const STATUSES = ["active", "created", "running", "completed", "failed", "cancel
 
 /** All runs of the tenant, or of all tenants, while they happen. */
 export function RunsView() {
+  const token = server.value?.token;
+  if (!token) return <Runs />;
+  return (
+    <div class="runs">
+      <Empty title="A stream token has no list of runs">
+        {token.run_id ? (
+          <p>
+            This one is for <a href={address(["inspector", token.run_id])}>{token.run_id}</a>.
+          </p>
+        ) : (
+          <p>This one is for the conversation {token.conversation_id}. Sign in with an API key to see all runs.</p>
+        )}
+      </Empty>
+    </div>
+  );
+}
+
+function Runs() {
   const { params } = route.value;
   const filter: Filter = {
     query: params.query ?? "",
@@ -62,7 +81,7 @@ export function RunsView() {
         )}
         <Sums list={list} />
       </Filters>
-      {!isAdmin && server.value && !server.value.token && (
+      {!isAdmin && (
         <p class="limits muted">
           Readers, events and models need a key with the scope <code>admin</code>:{" "}
           <code>reattach keys create NAME --scope read --scope admin</code>
