@@ -25,7 +25,8 @@ def view(
 
 
 def assert_no_error(page: Page) -> None:
-    assert [line for line in page.log if line.startswith(("error", "pageerror"))] == []
+    errors = [line for line in page.log if line.startswith(("error", "pageerror"))]
+    assert errors == [], errors
 
 
 def assert_usable_by_everyone(page: Page) -> None:

@@ -223,7 +223,7 @@ class DialectSends:
             raise InvalidArgumentError(
                 f"Nothing can continue after {after.id}, because its conversation kept no message "
                 "of it.",
-                remedy="Continue after an earlier run, and send the message again.",
+                remedy="Continue after an earlier run, and repeat the request.",
             )
         now = self._context.clock.now()
         fork = fork_of(send.agent, conversation, now, hidden=send.hides_conversation)
