@@ -66,6 +66,7 @@ async def sender(live: LiveServer) -> Sender:
 async def test_of_twenty_sends_at_once_under_a_new_name_one_begins_the_conversation(
     sender: Sender,
 ) -> None:
+    sender.live.gates.hold(sender.agent_id)
     outcomes = await asyncio.gather(
         *(sender.send(f"hi {number}", key="chat-1") for number in range(20)),
         return_exceptions=True,
@@ -127,7 +128,12 @@ async def test_a_request_marked_as_a_retry_gets_the_run_of_the_first(
 
 @pytest.mark.promise("P9")
 async def test_a_retry_that_overtakes_its_first_attempt_waits_for_it(sender: Sender) -> None:
-    first, again = await asyncio.gather(sender.send("hi"), sender.send("hi", is_retry=True))
+    sending = asyncio.create_task(sender.send("hi"))
+    async with asyncio.timeout(20):
+        while not sender.sends._starting:
+            await asyncio.sleep(0)
+    again = await sender.send("hi", is_retry=True)
+    first = await sending
     assert first.id == again.id
     await sender.end(first)
 

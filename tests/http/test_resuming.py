@@ -279,8 +279,8 @@ async def test_an_otid_can_be_resumed_from_the_moment_its_run_is_committed(
     create = live.context.records.runs.create
     resuming_early: list[asyncio.Task[Any]] = []
 
-    async def create_and_be_late(*arguments: Any) -> RunCreated | RunKnown:
-        outcome = await create(*arguments)
+    async def create_and_be_late(*arguments: Any, **more: Any) -> RunCreated | RunKnown:
+        outcome = await create(*arguments, **more)
         early = live.streamed(resume_path(conversation), {"otid": otid})
         resuming_early.append(asyncio.create_task(early))
         await asyncio.wait(resuming_early, timeout=0.3)

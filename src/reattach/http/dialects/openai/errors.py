@@ -4,6 +4,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class OpenAIError(BaseModel):
+    """The reason why a request failed."""
+
+    model_config = ConfigDict(extra="allow")
+
+    message: str = Field(description="The failure and the next step, for people.")
+    type: str = Field(description="`invalid_request_error` or `server_error`.")
+    param: str | None = Field(description="The member of the request that is wrong.")
+    code: str = Field(description="The failure, for programs; stable.")
+
+
+class OpenAIErrorBody(BaseModel):
+    error: OpenAIError
 
 
 def error_body(status: int, members: Mapping[str, Any]) -> bytes:

@@ -6,11 +6,12 @@ from fastapi import Path
 
 from reattach.http.context import ContextDep, TenantDep
 from reattach.http.dialects.openai.agents import agent_of
+from reattach.http.dialects.openai.errors import OpenAIErrorBody
 from reattach.http.routes import routes
 from reattach.http.schemas.fields import Answer
 from reattach.records.base import Agent, Page
 
-router = routes("openai")
+router = routes("openai", error=OpenAIErrorBody)
 
 MAX_MODELS = 1000
 """The most agents that are listed; clients of this API do not turn pages."""
