@@ -22,6 +22,7 @@ from reattach.tools.function import FunctionTool
 from reattach.tools.mcp import connect
 from reattach.tools.servers import McpServer, server_id
 from reattach.tools.threads import Threads
+from reattach.wire.dialects.openai_items import response_id
 from tests.support import tool_functions
 from tests.support.asgi_server import Server, serving
 
@@ -119,6 +120,8 @@ async def prober(server: Server) -> Prober:
         "token_id": token.json()["id"],
         "key_id": f"key-{new_uuid()}",
         "model": agent["id"],
+        "response_id": response_id(run["id"]),
+        "item_id": "msg_1",
     }
     # The first key that a request made would close an open server to the later ones.
     keys = server.context.records.keys

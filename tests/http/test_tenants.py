@@ -18,6 +18,7 @@ from reattach.tools.function import FunctionTool
 from reattach.tools.mcp import connect
 from reattach.tools.servers import McpServer, server_id
 from reattach.tools.threads import Threads
+from reattach.wire.dialects.openai_items import response_id
 from tests.support import tool_functions
 from tests.support.asgi_server import OTHER_TENANT, Server, serving, started, with_key
 
@@ -44,10 +45,11 @@ class Look:
 
 
 MESSAGE = {"messages": [{"role": "user", "content": "hi"}]}
-AGENT, CONVERSATION, RUN = (
+AGENT, CONVERSATION, RUN, RESPONSE = (
     "/v1/agents/{agent_id}",
     "/v1/conversations/{conversation_id}",
     "/v1/runs/{run_id}",
+    "/openai/v1/responses/{response_id}",
 )
 MEMORY = f"{AGENT}/core-memory/blocks"
 TOOLS = f"{AGENT}/tools"
@@ -160,6 +162,22 @@ LOOKS = [
     Look("get", "/v1/admin/audit", "after={entry}"),
     Look("get", "/v1/admin/tenants", "after={tenant}"),
     Look("get", "/openai/v1/models/{model}"),
+    Look("post", "/openai/v1/responses", body={"model": "<model>", "input": "hi"}),
+    Look("post", "/openai/v1/responses", body={"conversation": "<conversation>", "input": "hi"}),
+    Look("post", "/openai/v1/responses", body={"previous_response_id": "<response>", "input": ""}),
+    Look("get", RESPONSE),
+    Look("get", RESPONSE, "stream=true"),
+    Look("delete", RESPONSE),
+    Look("post", f"{RESPONSE}/cancel"),
+    Look("get", f"{RESPONSE}/input_items"),
+    Look("get", f"{RESPONSE}/input_items", "after={item}"),
+    Look("post", "/openai/v1/conversations", body={"metadata": {"agent_id": "<model>"}}),
+    Look("get", f"/openai{CONVERSATION}"),
+    Look("delete", f"/openai{CONVERSATION}"),
+    Look("get", f"/openai{CONVERSATION}/items"),
+    Look("get", f"/openai{CONVERSATION}/items", "after={item}"),
+    Look("post", f"/openai{CONVERSATION}/items", body={"items": []}),
+    Look("get", f"/openai{CONVERSATION}/items/{{item_id}}"),
 ]
 
 EVERYBODYS = [
@@ -187,6 +205,8 @@ UNKNOWN = {
     "entry": "audit-123e4567-e89b-42d3-8456-426614174000",
     "tenant": "org-123e4567-e89b-42d3-8456-426614174000",
     "model": "agent-123e4567-e89b-42d3-8456-426614174000",
+    "response": "resp_123e4567e89b42d38456426614174000",
+    "item": "msg_1",
     "block_label": "human",
     "tool": TOOL_ID,
     "tool_name": "add",
@@ -254,6 +274,7 @@ async def test_objects_of_another_tenant_are_answered_like_unknown_ones(server: 
     token = await owner.post("/v1/tokens", json={"run_id": run_id, "scope": "read"})
     ids["token"] = token.json()["id"]
     ids |= {"model": agent["id"], "tenant": DEFAULT_TENANT}
+    ids |= {"response": response_id(run_id), "item": "msg_1"}
     for name, path in (("key", "/v1/admin/keys"), ("entry", "/v1/admin/audit")):
         ids[name] = (await owner.get(path)).json()["items"][0]["id"]
     before = await state(owner, ids)

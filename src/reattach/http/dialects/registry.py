@@ -7,7 +7,9 @@ from typing import Final
 from starlette.routing import BaseRoute
 
 from reattach.http.dialects.errors import ErrorBody
+from reattach.http.dialects.openai import conversations as openai_conversations
 from reattach.http.dialects.openai import models as openai_models
+from reattach.http.dialects.openai import responses as openai_responses
 from reattach.http.dialects.openai.errors import error_body as openai_error
 from reattach.http.routes import Router
 from reattach.settings import DialectName
@@ -30,7 +32,7 @@ DIALECTS: Final = (
         name="openai",
         tag="openai",
         description="The API of OpenAI, for its clients: agents are the models.",
-        routers=(openai_models.router,),
+        routers=(openai_models.router, openai_responses.router, openai_conversations.router),
         error_bodies={"/openai/": openai_error},
     ),
 )

@@ -187,7 +187,9 @@ def approval_request_item(call_id: str, name: str, arguments: str) -> Json:
 
 
 def input_items(message: Message) -> list[Json]:
-    """Return the items of a message that a client sent."""
+    """Return the items of a message that a client sent; none for returns, which answers have."""
+    if message.role is Role.TOOL:
+        return []
     contents: list[Json] = []
     items: list[Json] = []
     for index, part in enumerate(message.parts):

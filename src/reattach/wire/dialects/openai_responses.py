@@ -141,6 +141,10 @@ class ResponseFold:
 
     # The whole response.
 
+    @property
+    def has_ended(self) -> bool:
+        return self._ended is not None
+
     def response(self) -> Json:
         """Return the response as far as it has got."""
         if self._ended is not None:
