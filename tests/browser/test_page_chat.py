@@ -200,6 +200,25 @@ def test_a_call_that_waits_runs_when_it_is_approved_and_not_when_it_is_denied(
         assert "deployed 8" not in texts(page, ".answer")[-1]
 
 
+def test_calls_that_wait_together_are_decided_one_by_one_and_answered_at_once(
+    browser: Browser, served: ServerProcess, thread: Thread
+) -> None:
+    with_tools(thread, "deploy", "add")
+    path = f"/v1/agents/{thread.agent_id}/tools/approval/add"
+    assert thread.raw.patch(path, json={"requires_approval": True}).status_code == 200
+    with view(browser, served.url, chat_of(thread)) as page:
+        say(page, '[approve=deploy,add][arguments={"n": 7}]')
+        page.act("[aria-label='Deny add']", "click")
+        wait_for_text(page, ".decide", "denied; 2 calls decide together")
+        page.act("[aria-label='Approve deploy']", "click")
+        wait_for_text(page, ".tool .badge", "returned")
+        wait_for_end(page)
+        assert texts(page, ".tool .badge") == ["returned", "denied"]
+        page.reload()
+        wait_for_text(page, ".answer", "deployed 7")
+        assert texts(page, ".tool .badge") == ["returned", "denied"]
+
+
 def test_stop_ends_the_answer_and_says_so(
     browser: Browser, served: ServerProcess, thread: Thread
 ) -> None:

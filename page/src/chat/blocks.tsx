@@ -105,7 +105,9 @@ function Tool({ block, thread }: { block: Of<"tool">; thread: Thread }) {
   const state = result
     ? result.status === "success"
       ? "returned"
-      : "failed"
+      : decision === "denied"
+        ? "denied"
+        : "failed"
     : isWaiting
       ? "waits for you"
       : (decision ?? "running");
