@@ -114,6 +114,34 @@ async def test_a_handed_over_attempt_is_reported_by_the_process_that_made_it(
         assert first.attributes["reattach.attempt.last_seq"] >= 1
 
 
+async def test_a_tool_of_a_server_has_its_own_spans_below_its_call(tmp_path: Path) -> None:
+    async with collecting() as collector, asyncio.timeout(2 * WAIT_SECONDS):
+        server = ServerProcess(
+            tmp_path,
+            arguments=["--scripted"],
+            environment={
+                **collector.environment,
+                "REATTACH_TOOLS": "tests.support.tool_functions:look_up",
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+            },
+        )
+        with server:
+            async with client_of(server) as client:
+                made = await client.post(
+                    "/v1/agents/", {"model": "scripted/echo", "tools": ["look_up"]}
+                )
+                path = f"/v1/agents/{made.json()['id']}/messages"
+                body = {"input": "[tool=look_up]", "streaming": False}
+                answer = await client.post(path, body)
+                assert answer.status_code == 200, answer.text
+            (own,) = await collector.wait(lambda one: one.name == "look up")
+            (call,) = await collector.wait(lambda one: one.name == "execute_tool look_up")
+        assert own.parent_id == call.span_id
+        assert own.scope == "tool"
+        # FastAPI's own spans would last as long as a stream.
+        assert {one.scope for one in collector.spans} == {"reattach", "tool"}
+
+
 async def test_each_worker_exports_its_spans_under_its_own_instance(
     tmp_path: Path, postgresql_url: str, redis: RedisServer
 ) -> None:

@@ -8,6 +8,7 @@ import threading
 from typing import Annotated
 
 import structlog
+from opentelemetry import trace
 from pydantic import Field
 
 from reattach.domain.errors import ToolError
@@ -21,6 +22,12 @@ RAN: list[str] = []
 def add(n: Annotated[int, Field(description="The number to add to.")], more: int = 1) -> int:
     """Add two numbers."""
     return n + more
+
+
+def look_up(n: int = 1) -> str:
+    """Look something up, in a span of its own."""
+    with trace.get_tracer("tool").start_as_current_span("look up"):
+        return str(n)
 
 
 async def log_something(n: int) -> str:
