@@ -19,6 +19,8 @@ from bench.measuring.rounds import Figures, Measurement, Results, Turn, interlea
 from bench.options import Options
 
 OFF, ON, WATCHED = "metrics off", "metrics on", "metrics on, watched"
+AGAIN: Final = "metrics off, again"
+"""The same as OFF, so that the difference between both is that of the machine."""
 SCRAPE_SECONDS: Final = 5.0
 """Prometheus scrapes every 15 to 60 seconds by default."""
 POLL_SECONDS: Final = 1.0
@@ -147,6 +149,7 @@ def main(options: Options) -> Chapter:
         Reattach(OFF, settings=pings | {"metrics": "false"}),
         Reattach(ON, settings=pings),
         Reattach(WATCHED, settings=pings),
+        Reattach(AGAIN, settings=pings | {"metrics": "false"}),
     ]
     turns = [Turn(one.name, partial(measurements, one, options)) for one in contenders]
     turns.append(Turn(ALONE, lambda: iter([(APPEND, partial(metering, quick=options.quick))])))
@@ -164,19 +167,20 @@ def ratio(results: Results, work: str, of: str) -> float | None:
 def chapter_of(results: Results) -> Chapter:
     rows = []
     for work, cost in COSTS.items():
-        figures = [figure(results.get((one, work)), cost) for one in (OFF, ON, WATCHED)]
-        ratios = [ratio(results, work, one) for one in (ON, WATCHED)]
+        figures = [figure(results.get((one, work)), cost) for one in (OFF, ON, WATCHED, AGAIN)]
+        ratios = [ratio(results, work, one) for one in (ON, WATCHED, AGAIN)]
         shown = [NO_FIGURE if one is None else f"{one:.3f}" for one in ratios]
         rows.append([work, cost, *figures, *shown])
+    heads = ["work", "cost", OFF, ON, WATCHED, AGAIN, "on/off", "watched/off", "off again/off"]
     return Chapter(
         "watching",
         "Watching",
         "The cost of being watched. The watched server is asked for its metrics every "
         f"{SCRAPE_SECONDS:g} s and for a page of its runs every {POLL_SECONDS:g} s. Ratios are the "
-        "medians of the ratios within each round.",
+        "medians of the ratios within each round. `off again/off` compares a server with its "
+        "equal: smaller differences than that are those of the machine.",
         [
-            Table("CPU of the server", ["work", "cost", OFF, ON, WATCHED, "on/off", "watched/off"],
-                  rows),
+            Table("CPU of the server", heads, rows),
             table(results, "Metering by itself, alternately with and without", [APPEND],
                   {name: name for name in ("CPU µs without", "CPU µs with", "CPU µs of metering")}),
             table(results, "One look", [METRICS, RUNS_PATH, PROCESSES],
