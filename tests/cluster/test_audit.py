@@ -141,11 +141,13 @@ async def test_a_send_whose_commit_lands_after_the_timeout_gets_its_run(
     node = await nodes.node()
     conversation = await nodes.stores.conversation()
     send = nodes.stores.send(conversation, "one two", otid="mine")
-    monkeypatch.setattr(bounded, "SILENCE_SECONDS", SILENCE_SECONDS)
     async with held_commits(nodes.database_url) as commits:
-        sending = asyncio.create_task(node.runs.send(send))
-        await eventually(commits.are_held)
-        await eventually(lambda: node.faults.calls["runs.create"] > 1 or sending.done())
+        with monkeypatch.context() as patched:
+            patched.setattr(bounded, "SILENCE_SECONDS", SILENCE_SECONDS)
+            sending = asyncio.create_task(node.runs.send(send))
+            await eventually(commits.are_held)
+            await eventually(lambda: node.faults.calls["runs.create"] > 1 or sending.done())
+        # The run itself may find the store as slow as a busy machine makes it.
         await commits.let_go()
         run = await node.runs.wait_until_settled(await sending)
         again = await node.runs.send(send)
