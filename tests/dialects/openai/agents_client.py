@@ -1,0 +1,43 @@
+"""Runs OpenAI's Agents SDK in its own environment, and prints the outcome as JSON.
+
+Arguments: the base URL, the model, the case, the input.
+"""
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+from agents import Agent, OpenAIResponsesModel, Runner, function_tool, set_tracing_disabled
+from openai import AsyncOpenAI
+
+set_tracing_disabled(True)
+
+
+@function_tool
+def look(n: int) -> str:
+    """Look somewhere."""
+    return f"Marstal {n}"
+
+
+async def main(url: str, model: str, case: str, text: str) -> dict[str, Any]:
+    client = AsyncOpenAI(api_key="none", base_url=url, max_retries=0)
+    agent = Agent(
+        name="guide",
+        instructions="Be brief.",
+        model=OpenAIResponsesModel(model=model, openai_client=client),
+        tools=[look] if case != "plain" else [],
+    )
+    options: dict[str, Any] = {}
+    if case == "continued":
+        options["auto_previous_response_id"] = True
+    result = Runner.run_streamed(agent, text, **options)
+    kinds = [event.type async for event in result.stream_events()]
+    return {
+        "output": str(result.final_output),
+        "items": [type(item).__name__ for item in result.new_items],
+        "streamed": "raw_response_event" in kinds,
+    }
+
+
+sys.stdout.write(json.dumps(asyncio.run(main(*sys.argv[1:]))))
