@@ -64,6 +64,7 @@ export interface RunFacts extends RunRow {
   tool_calls: ToolCall[];
   readers_list: Reader[];
   cut_offs: CutOff[];
+  usage: { prompt_tokens: number; completion_tokens: number } | null;
 }
 
 export interface Timeline {
@@ -101,7 +102,7 @@ export async function getFacts(run: string, signal?: AbortSignal): Promise<RunFa
     return { ...found, isWhole: true };
   }
   const plain = await api<PlainRun>(path(run), { signal });
-  const nothing = { attempt_list: [], steps: [], tool_calls: [], readers_list: [], cut_offs: [] };
+  const nothing = { attempt_list: [], steps: [], tool_calls: [], readers_list: [], cut_offs: [], usage: null };
   return { ...asRow(plain), ...nothing, isWhole: false, last_seq: null, log: null, log_deleted_at: null };
 }
 

@@ -1,5 +1,5 @@
 import type { ComponentChildren } from "preact";
-import { age, clock, count, counted, shortId, span } from "../format";
+import { age, bytes, clock, count, counted, shortId, span } from "../format";
 import { Icon } from "../parts/icon";
 import { address } from "../router";
 import { isActive } from "../runs/list";
@@ -139,9 +139,11 @@ function happenings(facts: RunFacts): Happening[] {
 /** What the run consists of: its sums, model calls and tools. */
 export function WorkPanel({ facts, onPick }: Properties) {
   const rows: Array<[string, ComponentChildren]> = [
-    ["Agent", <a href={address(["chat", facts.agent_id])}>{facts.agent_name ?? shortId(facts.agent_id)}</a>],
+    ["Agent", facts.agent_name ?? shortId(facts.agent_id)],
+    ["Conversation", <a href={address(["chat", facts.agent_id, facts.conversation_id ?? "default"])}>open in Chat</a>],
     ["Model", facts.model],
-    ["Events", facts.events === null ? null : count(facts.events)],
+    ["Events", facts.events === null ? null : `${count(facts.events)}${facts.bytes === null ? "" : ` · ${bytes(facts.bytes)}`}`],
+    ["Tokens", facts.usage && `${count(facts.usage.prompt_tokens)} → ${count(facts.usage.completion_tokens)}`],
     ["Rate", facts.events_per_second === null ? null : `${facts.events_per_second.toFixed(1)}/s`],
     ["First event", facts.first_event_seconds === null ? null : span(facts.first_event_seconds * 1000)],
     ["Took", facts.completed_at && span(Date.parse(facts.completed_at) - Date.parse(facts.created_at))],
