@@ -290,6 +290,11 @@ class Settings(BaseSettings):
         description="Dialects beside Letta's that clients may speak; an empty list switches all "
         "off.",
     )
+    chat_disconnect: Literal["continue", "cancel"] = Field(
+        "continue",
+        description="Whether a chat completion goes on or is cancelled when its client closes the "
+        "connection.",
+    )
     token_keys: SecretWords = Field(
         (),
         description="Secrets that sign stream tokens, of at least 32 characters: the first one "

@@ -53,8 +53,8 @@ _EXPECTED: Final[Mapping[str, str]] = {
     "too_long": "at most {max_length} items",
     "too_short": "an array that is not empty",
     "tuple_type": "an array",
-    "union_tag_invalid": "an object whose 'type' is one of {expected_tags}",
-    "union_tag_not_found": "an object with a 'type'",
+    "union_tag_invalid": "an object whose {member} is one of {expected_tags}",
+    "union_tag_not_found": "an object with a {member}",
 }
 """Expected values by Pydantic's type of fault, with the names of its context in braces."""
 
@@ -107,13 +107,19 @@ def explain(
     elif kind in _EXPECTED:
         expected = _EXPECTED[kind].format_map(
             {name: f"{one:g}" if isinstance(one, float) else one for name, one in context.items()}
-            | {"object": dict_name}
+            | {"object": dict_name, "member": _discriminator(context)}
         )
     else:  # A validator of ours raised a PydanticCustomError.
         return str(fault["msg"])
     value = context["tag"] if kind == "union_tag_invalid" else fault["input"]
     came = f"; got {dict_name if isinstance(value, dict) else _came(value)}" if shows_value else ""
     return f"Expected {expected}{came}."
+
+
+def _discriminator(context: Mapping[str, Any]) -> str:
+    """Return the quoted member by which the kinds of an object differ."""
+    name = str(context.get("discriminator", ""))
+    return name if name.startswith("'") else "'type'"  # Else it is the name of a function.
 
 
 def _came(value: object) -> str:

@@ -23,6 +23,8 @@ class Overrides:
     max_steps: int = 50
     client_tools: tuple[ClientTool, ...] = ()
     skills: tuple[Skill, ...] = ()
+    without_tools: bool = False
+    """Whether the model gets none of the agent's own tools."""
 
 
 class TurnPlan(msgspec.Struct, frozen=True):
@@ -48,7 +50,7 @@ class TurnPlan(msgspec.Struct, frozen=True):
             settings=settings_of(agent, conversation),
             max_steps=overrides.max_steps,
             client_tools=overrides.client_tools,
-            tools=dict(agent.tools),
+            tools={} if overrides.without_tools else dict(agent.tools),
         )
 
 

@@ -1,5 +1,6 @@
 """Parsing of a send: its messages, idempotency key, options and conversation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -151,10 +152,15 @@ def _client_tools(body: SendBody) -> tuple[ClientTool, ...]:
         if tool.name in names:
             raise invalid([Fault([*place, "name"], "Another tool has this name.", "unique")])
         names.add(tool.name)
-        if len(msgspec.json.encode(tool.parameters)) > MAX_CLIENT_TOOL_BYTES:
-            message = f"The schema may have at most {MAX_CLIENT_TOOL_BYTES} bytes as JSON."
-            raise invalid([Fault([*place, "parameters"], message, "too_long")])
+        check_schema_size(tool.parameters, [*place, "parameters"])
     return tuple(ClientTool(tool.name, tool.description, tool.parameters) for tool in tools)
+
+
+def check_schema_size(parameters: object, place: Sequence[str | int]) -> None:
+    """Raises ValidationFailedError if the schema of a client's tool is too large."""
+    if len(msgspec.json.encode(parameters)) > MAX_CLIENT_TOOL_BYTES:
+        message = f"The schema may have at most {MAX_CLIENT_TOOL_BYTES} bytes as JSON."
+        raise invalid([Fault(place, message, "too_long")])
 
 
 def _messages(body: SendBody, now: datetime) -> tuple[Message, ...]:

@@ -7,6 +7,12 @@ from typing import Final
 MAX_SEND_MESSAGES: Final = 100
 """Messages of one send; a turn starts with a few."""
 
+MAX_CHAT_MESSAGES: Final = 2000
+"""Messages of one request for a chat completion: a whole conversation, which its client repeats."""
+
+MAX_CHAT_KEY_CHARS: Final = 256
+"""A client's own name of a conversation; clients use UUIDs."""
+
 MAX_MESSAGE_PARTS: Final = 1000
 """Parts of one message's content."""
 

@@ -93,9 +93,9 @@ class Cycle:
     """One request of a connection, and the ``Connection`` that a stream may keep."""
 
     __slots__ = ("_body", "_chunked", "_connection", "_continue_due", "_end_received",
-                 "_expected_bytes", "_head", "_input_event", "_method", "_on_left", "_on_room",
-                 "_version", "complete", "gone", "is_detached", "keep_alive", "more_body", "scope",
-                 "started")  # fmt: skip
+                 "_expected_bytes", "_head", "_input_event", "_method", "_on_half_close",
+                 "_on_left", "_on_room", "_version", "complete", "gone", "is_detached",
+                 "keep_alive", "more_body", "scope", "started")  # fmt: skip
 
     def __init__(
         self,
@@ -130,6 +130,7 @@ class Cycle:
         self.gone = False
         """The client is gone."""
         self.is_detached = False
+        self._on_half_close: Callable[[], None] | None = None
         self._on_left: Callable[[], None] | None = None
         self._on_room: Callable[[], None] | None = None
         self._connection = connection
@@ -360,6 +361,17 @@ class Cycle:
         self._on_left = call
         if call is not None and self.gone:
             self._on_left = None
+            call()
+
+    def on_half_close(self, call: Callable[[], None]) -> None:
+        self._on_half_close = call
+        if self.half_closed:
+            self.notify_half_close()
+
+    def notify_half_close(self) -> None:
+        """Report that the client has closed its sending side."""
+        call, self._on_half_close = self._on_half_close, None
+        if call is not None:
             call()
 
     def notify_writable(self) -> None:

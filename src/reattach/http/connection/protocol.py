@@ -155,6 +155,8 @@ class HttpConnection(asyncio.Protocol):
         self.half_closed = True
         if self._held or self.state is State.RESPONSE or self.state is State.DETACHED:
             self._endpoint.watch.watch_output(self)  # Nothing else would detect its death.
+            if self._cycle is not None:
+                self._cycle.notify_half_close()
             return True
         self._end_of_input()
         return False

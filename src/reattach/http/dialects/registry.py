@@ -7,6 +7,7 @@ from typing import Final
 from starlette.routing import BaseRoute
 
 from reattach.http.dialects.errors import ErrorBody
+from reattach.http.dialects.openai import chat as openai_chat
 from reattach.http.dialects.openai import conversations as openai_conversations
 from reattach.http.dialects.openai import models as openai_models
 from reattach.http.dialects.openai import responses as openai_responses
@@ -32,7 +33,12 @@ DIALECTS: Final = (
         name="openai",
         tag="openai",
         description="The API of OpenAI, for its clients: agents are the models.",
-        routers=(openai_models.router, openai_responses.router, openai_conversations.router),
+        routers=(
+            openai_models.router,
+            openai_responses.router,
+            openai_conversations.router,
+            openai_chat.router,
+        ),
         error_bodies={"/openai/": openai_error},
     ),
 )

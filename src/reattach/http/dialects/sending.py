@@ -59,6 +59,8 @@ class DialectSend:
     is_retry: bool = False
     """Whether the client says that it sends the request again."""
     client_tools: tuple[ClientTool, ...] = ()
+    without_tools: bool = False
+    """Whether the model gets none of the agent's own tools."""
     model: str | None = None
     system_suffix: str | None = None
     """Instructions for this turn, after those of the agent."""
@@ -182,6 +184,7 @@ class DialectSends:
                 system=self._system(send, conversation),
                 max_steps=send.max_steps,
                 client_tools=send.client_tools,
+                without_tools=send.without_tools,
             ),
             opening=opening,
             aliases=(digest,),

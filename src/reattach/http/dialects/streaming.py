@@ -1,6 +1,6 @@
 """Streams of runs in other dialects."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Final
 
@@ -69,12 +69,13 @@ def dialect_stream(
     cursor: int = 0,
     headers: Mapping[str, str] | None = None,
     resumes: bool = False,
+    on_leave: Callable[[], object] = lambda: None,
 ) -> RunStream:
     """Return the stream of a run in a dialect, from ``cursor`` frames on.
 
     The body ends properly only after the end of the run. Otherwise the connection is aborted,
     because most clients take a clean end for the end of the answer. ``resumes`` says that the
-    request did not start the run.
+    request did not start the run. ``on_leave`` is called if the reader leaves before the end.
     """
     return RunStream(
         context.runs,
@@ -87,4 +88,5 @@ def dialect_stream(
         framing=DialectFraming(dialect),
         source=TranslatedRun(context.translations, dialect, facts_of(run)),
         resumes=resumes,
+        on_leave=on_leave,
     )

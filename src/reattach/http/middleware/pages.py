@@ -18,6 +18,7 @@ _LOCAL_ORIGINS: Final = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:
 EXPOSED_HEADERS: Final = (
     "X-Run-Id",
     "X-Run-Status",
+    "X-Conversation-Id",
     "X-Stream-Starts-After",
     "X-Should-Retry",
     "Deprecation",

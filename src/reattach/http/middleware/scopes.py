@@ -27,6 +27,7 @@ SENDING: Final = frozenset(
         "create_conversation",
         "fork_conversation",
         "openai_cancel_response",
+        "openai_create_chat_completion",
         "openai_create_conversation",
         "openai_create_conversation_items",
         "openai_create_response",

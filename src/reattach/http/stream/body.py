@@ -60,6 +60,9 @@ class Connection(Protocol):
     def on_disconnect(self, call: Callable[[], None] | None) -> None:
         """Call ``call`` once when the client is gone, or at once if it is; None cancels that."""
 
+    def on_half_close(self, call: Callable[[], None]) -> None:
+        """Call ``call`` once when the client closes its sending side, or at once if it has."""
+
 
 class Body(ABC):
     """The body of a response whose head was sent. Use it in one task."""

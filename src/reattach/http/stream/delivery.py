@@ -34,6 +34,8 @@ class StreamJob:
     framing: Framing = LETTA
     source: "Source | None" = None
     """Where the frames come from; None: the log of the run."""
+    on_leave: Callable[[], object] = lambda: None
+    """Called when the reader closes its connection before the end."""
 
     @property
     def frames(self) -> "Source":
@@ -225,6 +227,7 @@ class AsgiDelivery(Delivery):
 
     def _leave(self) -> None:
         self.gone = True
+        self._job.on_leave()
         self._woken.set()
 
     @override
@@ -274,6 +277,8 @@ class DetachedDelivery(Delivery):
         self.gone = True
         if self._connection.stalled:
             self._cut_off_stalled()
+        else:
+            self._job.on_leave()
         if self._then is None:
             self._wake()
         else:

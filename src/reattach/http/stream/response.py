@@ -5,7 +5,7 @@ It is a plain ASGI response that works under any server. If ``http.connection`` 
 distinguished from stalled ones, and an idle reader costs no task.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
@@ -56,7 +56,7 @@ class RunStream(Response):
     leaves does not affect the run. ``framing`` is the form of the stream. If it begins
     with the run's snapshot, the snapshot's seq takes the place of the cursor. ``source``
     has the frames if they are not those of the log. ``resumes`` counts
-    the reader among those that resume.
+    the reader among those that resume. ``on_leave`` is called if the reader leaves before the end.
 
     An error of ``RunService.follow`` becomes an error response instead of a stream.
     """
@@ -77,10 +77,11 @@ class RunStream(Response):
         framing: Framing = LETTA,
         resumes: bool = False,
         source: Source | None = None,
+        on_leave: Callable[[], object] = lambda: None,
     ) -> None:
         super().__init__()
         self._resumes = resumes
-        self._job = StreamJob(runs, target, clock, stall_seconds, framing, source)
+        self._job = StreamJob(runs, target, clock, stall_seconds, framing, source, on_leave)
         self._cursor = cursor
         self._max_events = max_events
         self._include_pings = include_pings

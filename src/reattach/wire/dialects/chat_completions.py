@@ -11,7 +11,9 @@ import msgspec
 
 from reattach.domain.events import Event, Failed, Output, Stopped, StopReason, Usage
 from reattach.domain.messages import (
+    Message,
     ReasoningPart,
+    Role,
     TextPart,
     ToolCallDelta,
     ToolCallPart,
@@ -32,6 +34,10 @@ FINISH_REASONS: Final = {
 SEPARATOR: Final = "\n\n"
 """Between two texts of one answer."""
 
+_FOLD_BYTES: Final = 1_000
+_CALL_BYTES: Final = 300
+"""The approximate memory of a fold, and of one call in it."""
+
 
 class ChatCompletions:
     """Chat Completions of OpenAI's API. ``includes_usage`` adds the chunk with the usage."""
@@ -50,20 +56,23 @@ class ChatCompletions:
 
 
 class ChatFold:
-    """The state of a stream of chunks, and what they add up to."""
+    """The state of a stream of chunks."""
 
     def __init__(self, facts: RunFacts, *, includes_usage: bool = False) -> None:
         self._facts = facts
         self._includes_usage = includes_usage
-        self._head = chunk_head(facts)
+        self._head = {**head_of(facts), "object": "chat.completion.chunk"}
         self._text_place: tuple[str, int] | None = None
         self._calls: dict[str, int] = {}
         """The ids of the calls of the client's tools, with their indexes."""
-        self._waits_for: list[str] = []
-        """The tools of the server whose calls wait for an approval."""
+        self._waits_for: dict[str, str] = {}
+        """The tools of the server whose calls wait for an approval, by the ids of the calls."""
         self._stopped: StopReason | None = None
         self._failed: Failed | None = None
-        self.size_bytes = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return _FOLD_BYTES + _CALL_BYTES * (len(self._calls) + len(self._waits_for))
 
     def begin(self) -> list[bytes]:
         return [self._chunk({"role": "assistant", "content": ""})]
@@ -74,7 +83,7 @@ class ChatFold:
                 return [
                     self._chunk(delta)
                     for part in parts
-                    for delta in self._deltas((place.message_id, place.index), part)
+                    for delta in self.deltas((place.message_id, place.index), part)
                 ]
             case Stopped(reason):
                 self._stopped = reason
@@ -86,7 +95,8 @@ class ChatFold:
                 pass
         return []
 
-    def _deltas(self, place: tuple[str, int], part: object) -> list[Json]:
+    def deltas(self, place: tuple[str, int], part: object) -> list[Json]:
+        """Return what a part, or a fragment of one, adds to the message."""
         match part:
             case TextPart(text):
                 is_next = self._text_place not in (None, place)
@@ -98,28 +108,38 @@ class ChatFold:
                 return self._call(part)
         return []
 
-    def _call(self, call: ToolCallPart | ToolCallDelta) -> list[Json]:
-        is_new = call.tool_call_id not in self._calls
-        if is_new and call.name not in self._facts.client_tools:
-            if call.name:
-                self._waits_for.append(call.name)
+    def last_deltas(self) -> list[Json]:
+        """Return what the end of the run adds to the message."""
+        if not self._waits_for:
             return []
-        index = self._calls.setdefault(call.tool_call_id, len(self._calls))
-        function = {"arguments": call.arguments or ""}
-        if not is_new:
-            return [{"tool_calls": [{"index": index, "function": function}]}]
-        named = {"name": call.name, **function}
-        one = {"index": index, "id": call.tool_call_id, "type": "function", "function": named}
-        return [{"tool_calls": [one]}]
+        text = waiting_text(list(dict.fromkeys(self._waits_for.values())))
+        return [{"content": SEPARATOR + text if self._text_place else text}]
+
+    def finish_reason(self, stopped: StopReason | None) -> str:
+        """Return the reason why the message ends, in the words of this API."""
+        if self._calls and stopped is StopReason.REQUIRES_APPROVAL:
+            return "tool_calls"
+        return FINISH_REASONS.get(stopped, "stop") if stopped is not None else "stop"
+
+    def _call(self, call: ToolCallPart | ToolCallDelta) -> list[Json]:
+        call_id, arguments = call.tool_call_id, call.arguments or ""
+        index = self._calls.get(call_id)
+        if index is not None:
+            return [{"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}]
+        if call.name not in self._facts.client_tools:
+            if call.name:
+                self._waits_for[call_id] = call.name
+            return []
+        index = self._calls[call_id] = len(self._calls)
+        function = {"name": call.name, "arguments": arguments}
+        begun = {"index": index, "id": call_id, "type": "function", "function": function}
+        return [{"tool_calls": [begun]}]
 
     def _end(self, usage: Usage) -> list[bytes]:
         if self._failed is not None and self._stopped is not StopReason.CANCELLED:
             return [data_frame(_encode({"error": error_of(self._failed)}))]
-        frames = []
-        if self._waits_for:
-            text = waiting_text(self._waits_for)
-            frames.append(self._chunk({"content": SEPARATOR + text if self._text_place else text}))
-        frames.append(self._chunk({}, finish_reason(self._stopped, has_calls=bool(self._calls))))
+        frames = [self._chunk(delta) for delta in self.last_deltas()]
+        frames.append(self._chunk({}, self.finish_reason(self._stopped)))
         if self._includes_usage:
             last = {**self._head, "choices": [], "usage": usage_of(usage)}
             frames.append(data_frame(_encode(last)))
@@ -127,7 +147,55 @@ class ChatFold:
 
     def _chunk(self, delta: Json, finish: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return data_frame(_encode({**self._head, "choices": [choice]}))
+        chunk = {**self._head, "choices": [choice]}
+        if self._includes_usage:
+            chunk["usage"] = None
+        return data_frame(_encode(chunk))
+
+
+def completion(
+    facts: RunFacts, output: Sequence[Message], stopped: StopReason | None, usage: Usage
+) -> Json:
+    """Return the object to which the stream of an ended run adds up.
+
+    ``output`` are the messages that the run has added to its conversation.
+    """
+    fold = ChatFold(facts)
+    deltas = [
+        delta
+        for message in output
+        if message.role is Role.ASSISTANT
+        for index, part in enumerate(message.parts)
+        for delta in fold.deltas((message.id, index), part)
+    ]
+    deltas += fold.last_deltas()
+    calls = [_whole_call(call) for delta in deltas for call in delta.get("tool_calls", ())]
+    message: Json = {"role": "assistant", "content": _joined(deltas, "content"), "refusal": None}
+    if reasoning := _joined(deltas, "reasoning_content"):
+        message["reasoning_content"] = reasoning
+    if calls:
+        message |= {"content": message["content"] or None, "tool_calls": calls}
+    choice = {
+        "index": 0,
+        "message": message,
+        "finish_reason": fold.finish_reason(stopped),
+        "logprobs": None,
+    }
+    return {
+        **head_of(facts),
+        "object": "chat.completion",
+        "choices": [choice],
+        "usage": usage_of(usage),
+    }
+
+
+def _joined(deltas: Sequence[Json], member: str) -> str:
+    return "".join(delta.get(member, "") for delta in deltas)
+
+
+def _whole_call(call: Json) -> Json:
+    """Return a call of a stored message, which is whole, without its index."""
+    return {name: value for name, value in call.items() if name != "index"}
 
 
 def completion_id(run_id: str) -> str:
@@ -135,19 +203,13 @@ def completion_id(run_id: str) -> str:
     return "chatcmpl-" + run_id.removeprefix("run-").replace("-", "")
 
 
-def chunk_head(facts: RunFacts) -> Json:
+def head_of(facts: RunFacts) -> Json:
+    """Return the members that all chunks of a run have, and the whole object too."""
     return {
         "id": completion_id(facts.run_id),
-        "object": "chat.completion.chunk",
         "created": int(facts.created_at.timestamp()),
         "model": facts.given.get("model") or facts.agent_id,
     }
-
-
-def finish_reason(stopped: StopReason | None, *, has_calls: bool) -> str:
-    if has_calls and stopped is StopReason.REQUIRES_APPROVAL:
-        return "tool_calls"
-    return FINISH_REASONS.get(stopped, "stop") if stopped is not None else "stop"
 
 
 def error_of(failed: Failed) -> Json:

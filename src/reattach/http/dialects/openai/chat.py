@@ -1,0 +1,173 @@
+"""The route of Chat Completions. A completion is the output of one run."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from fastapi import Request, Response
+
+from reattach.domain.errors import (
+    StoreUnavailableError,
+    UnavailableError,
+    engine_error,
+)
+from reattach.domain.events import RunStatus, Usage
+from reattach.engine.base import ClientTool
+from reattach.http.content import check_images
+from reattach.http.context import AccessDep, Context, ContextDep
+from reattach.http.dialects.openai.agents import agent_of
+from reattach.http.dialects.openai.chat_bodies import ChatCompletion, ChatCompletionCreate
+from reattach.http.dialects.openai.chat_input import parse_chat
+from reattach.http.dialects.openai.chat_keys import chat_key_of
+from reattach.http.dialects.openai.errors import OpenAIErrorBody
+from reattach.http.dialects.openai.leaving import Leaving
+from reattach.http.dialects.sending import (
+    DialectSend,
+    DialectSends,
+    DialectSendsDep,
+    idempotency_key_of,
+    is_retry,
+)
+from reattach.http.dialects.streaming import dialect_stream
+from reattach.http.json import Fault, JsonResponse, invalid
+from reattach.http.middleware.access import Access
+from reattach.http.parse_send import check_schema_size
+from reattach.http.routes import routes
+from reattach.records.base import Run
+from reattach.runs.translation.facts import facts_of
+from reattach.wire.dialects.chat_completions import ChatCompletions, completion
+
+router = routes("openai", error=OpenAIErrorBody)
+
+FAMILY: Final = "chat_completions"
+_PLAIN: Final = ChatCompletions()
+_WITH_USAGE: Final = ChatCompletions(includes_usage=True)
+_SEND_AGAIN: Final = "Send the same request again, with its Idempotency-Key, to get the answer."
+
+_TEXT_HEADER: Final = {"schema": {"type": "string"}}
+_ANSWER: Final[dict[str, Any]] = {
+    "description": "The answer; with `stream` its chunks as server-sent events, and `data: [DONE]` "
+    "at the end. A stream without it was cut off, and the run goes on without its reader.",
+    "headers": {
+        "X-Run-Id": {"description": "Id of the run.", **_TEXT_HEADER},
+        "X-Conversation-Id": {"description": "Id of its conversation.", **_TEXT_HEADER},
+    },
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "model": ChatCompletion,
+}
+
+
+@router.post(
+    "/openai/v1/chat/completions",
+    operation_id="openai_create_chat_completion",
+    summary="Create a chat completion",
+    description="The header `X-Reattach-Chat-Key` names a conversation, which keeps the new "
+    "messages and the answer. Without it the request has a hidden conversation of its own, which "
+    "begins with the messages that were sent. A request that is sent again with the same "
+    "`Idempotency-Key` gets the answer to the first one.",
+    response_model=ChatCompletion,
+    responses={200: _ANSWER},
+)
+async def create_chat_completion(
+    request: Request,
+    body: ChatCompletionCreate,
+    context: ContextDep,
+    access: AccessDep,
+    sends: DialectSendsDep,
+) -> Response:
+    send = await _parse(request, body, context, access)
+    run = await _start(sends, access, send, context)
+    leaving = Leaving(context, access, run, request)
+    if body.stream:
+        options = body.stream_options
+        dialect = _WITH_USAGE if options is not None and options.include_usage else _PLAIN
+        return dialect_stream(
+            context, run, dialect, headers=_headers_of(run), on_leave=leaving.on_leave
+        )
+    async with leaving.watching():
+        return await access.during(_whole(context, run))
+
+
+async def _parse(
+    request: Request, body: ChatCompletionCreate, context: Context, access: Access
+) -> DialectSend:
+    agent = await agent_of(context.records, access.tenant, body.model)
+    named = chat_key_of(request.headers, streams=bool(body.stream))
+    chat = parse_chat(body.messages, context.clock.now())
+    to_private = context.settings.callbacks_to_private
+    check_images((*chat.earlier, *chat.new), to_private=to_private)
+    return DialectSend(
+        dialect=FAMILY,
+        agent=agent,
+        messages=chat.new,
+        payload=body.model_dump(mode="json", exclude_unset=True),
+        key=named.key,
+        idempotency_key=idempotency_key_of(request),
+        is_retry=is_retry(request),
+        client_tools=_client_tools(body),
+        without_tools=named.is_job,
+        system_suffix=chat.instructions,
+        given={"model": body.model},
+        hides_conversation=named.key is None,
+        earlier=chat.earlier,
+    )
+
+
+async def _start(sends: DialectSends, access: Access, send: DialectSend, context: Context) -> Run:
+    """Start the run, or find that of an earlier request.
+
+    A run that was cancelled because its reader left is no answer to the reader who comes back.
+    """
+    run = await sends.start(access, send)
+    ends_with_reader = context.settings.chat_disconnect == "cancel"
+    if ends_with_reader and send.is_retry and run.status is RunStatus.CANCELLED:
+        return await sends.start(access, replace(send, is_retry=False))
+    return run
+
+
+def _client_tools(body: ChatCompletionCreate) -> tuple[ClientTool, ...]:
+    """Raises ValidationFailedError."""
+    if body.tool_choice == "none":
+        return ()
+    names: set[str] = set()
+    found = []
+    for number, tool in enumerate(body.tools or ()):
+        function = tool.function
+        place: list[str | int] = ["body", "tools", number, "function"]
+        if function.name in names:
+            raise invalid([Fault([*place, "name"], "Another tool has this name.", "unique")])
+        names.add(function.name)
+        check_schema_size(function.parameters, [*place, "parameters"])
+        found.append(ClientTool(function.name, function.description, function.parameters))
+    return tuple(found)
+
+
+async def _whole(context: Context, run: Run) -> Response:
+    """Wait for the end of the run and return the whole answer.
+
+    Raises:
+        EngineError: The run failed.
+        UnavailableError: The server is shutting down, or cannot store the end of the run.
+    """
+    run = await context.runs.wait_until_settled(run)
+    if run.status.is_active and context.runs.draining:
+        raise UnavailableError(
+            "The server is shutting down, and the answer goes on without it.",
+            remedy=_SEND_AGAIN,
+            retry_after_seconds=2,
+        )
+    if run.status.is_active:
+        raise StoreUnavailableError("The answer cannot be stored at present.", remedy=_SEND_AGAIN)
+    if run.status is RunStatus.FAILED and run.error is not None:
+        error = engine_error(run.error.error_type, run.error.message)
+        error.extra = {"run_id": run.id}
+        raise error
+    sent = {message.id for message in run.input}
+    kept = await context.records.messages.all_of_run(run.tenant, run.id)
+    output = [message for message in kept if message.id not in sent]
+    answer = completion(facts_of(run), output, run.stop_reason, run.usage or Usage())
+    return JsonResponse(answer, headers={"x-run-id": run.id, **_headers_of(run)})
+
+
+def _headers_of(run: Run) -> Mapping[str, str]:
+    return {} if run.conversation_id is None else {"x-conversation-id": run.conversation_id}
