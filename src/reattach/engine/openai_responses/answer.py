@@ -194,8 +194,8 @@ class Answer:
                     else:
                         yield from self._complete("text", index, number, content.text)
             case ResponseReasoningItem():
-                for number, summary in enumerate(item.summary or ()):
-                    yield from self._complete("summary", index, number, summary.text)
+                for number, summary in enumerate(_summaries(item)):
+                    yield from self._complete("summary", index, number, summary)
                 for number, raw in enumerate(item.content or ()):
                     yield from self._complete("reasoning", index, number, raw.text)
                 shown = any(
@@ -270,6 +270,12 @@ class Answer:
 
     def _has(self, kind: _Kind) -> bool:
         return any(place[0] == kind for place in self._texts)
+
+
+def _summaries(item: ResponseReasoningItem) -> list[str]:
+    """Return the parts of the summary; none if it repeats the reasoning, as some servers do."""
+    summaries = [one.text for one in item.summary or ()]
+    return [] if summaries == [one.text for one in item.content or ()] else summaries
 
 
 def _usage(usage: ResponseUsage | None) -> Usage:
