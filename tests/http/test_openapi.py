@@ -126,6 +126,8 @@ async def test_streams_are_described_as_streams_with_their_headers(server: Serve
         "create_agent_message_stream": {"text/event-stream"},
         "send_conversation_message": either,
         "send_message": either,
+        "ai_sdk_resume": {"text/event-stream"},
+        "ai_sdk_send": {"text/event-stream"},
     }
     for name in streaming:
         assert answers[name]["headers"].keys() == {

@@ -41,6 +41,7 @@ from reattach.http.api.probe import routes as probe_api
 from reattach.http.api.probe.probes import Probes
 from reattach.http.api.tokens import routes as tokens_api
 from reattach.http.context import Context
+from reattach.http.dialects.ai_sdk.replays import Replays
 from reattach.http.dialects.errors import DialectErrors
 from reattach.http.dialects.registry import TAGS as DIALECT_TAGS
 from reattach.http.dialects.registry import error_bodies_of, routes_of
@@ -238,7 +239,7 @@ def create_app(
     app.state.context, app.state.tokens, app.state.quotas = context, tokens, quotas
     app.state.scans = Scans()
     app.state.findings = Findings(checks, context.clock)
-    app.state.dialect_sends = DialectSends(context)
+    app.state.dialect_sends, app.state.ai_sdk_replays = DialectSends(context), Replays()
     app.fast_path = FastPath(context, authenticator)
     app.outer = _observed(app.answer, context)
     return app

@@ -6,6 +6,8 @@ from typing import Final
 
 from starlette.routing import BaseRoute
 
+from reattach.http.dialects.ai_sdk import routes as ai_sdk_routes
+from reattach.http.dialects.ai_sdk.errors import error_body as ai_sdk_error
 from reattach.http.dialects.errors import ErrorBody
 from reattach.http.dialects.openai import chat as openai_chat
 from reattach.http.dialects.openai import conversations as openai_conversations
@@ -40,6 +42,13 @@ DIALECTS: Final = (
             openai_chat.router,
         ),
         error_bodies={"/openai/": openai_error},
+    ),
+    DialectApi(
+        name="ai-sdk",
+        tag="ai-sdk",
+        description="Chats of the AI SDK: `useChat` and its transports.",
+        routers=(ai_sdk_routes.router,),
+        error_bodies={"/ai-sdk/": ai_sdk_error},
     ),
 )
 

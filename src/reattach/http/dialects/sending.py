@@ -71,6 +71,8 @@ class DialectSend:
     """Whether a new conversation is left out of lists, because the client will never name it."""
     earlier: Sequence[Message] = ()
     """Messages that a new conversation begins with."""
+    opening: Opening | None = None
+    """The conversation that it begins; None: as the other members say."""
 
 
 def idempotency_key_of(request: Request) -> str | None:
@@ -155,9 +157,11 @@ class DialectSends:
         raise AssertionError
 
     async def _prepared(self, tenant: TenantId, send: DialectSend, digest: str) -> Send:
-        conversation, opening = send.conversation, None
+        conversation, opening = send.conversation, send.opening
         key = None
-        if conversation is None and send.after is not None:
+        if opening is not None:
+            conversation = opening.conversation
+        elif conversation is None and send.after is not None:
             conversation, opening = await self._continued(tenant, send, send.after)
         elif conversation is None and send.key is not None:
             key = ConversationKey(send.agent.id, send.dialect, send.key)

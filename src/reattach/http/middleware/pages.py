@@ -21,6 +21,8 @@ EXPOSED_HEADERS: Final = (
     "X-Conversation-Id",
     "X-Stream-Starts-After",
     "X-Should-Retry",
+    "X-Workflow-Run-Id",
+    "X-Workflow-Stream-Tail-Index",
     "Deprecation",
     "Link",
     "Location",

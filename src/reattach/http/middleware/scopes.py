@@ -19,6 +19,9 @@ FOLLOWING: Final = frozenset(
 
 SENDING: Final = frozenset(
     {
+        "ai_sdk_cancel_stream",
+        "ai_sdk_send",
+        "ai_sdk_stop",
         "cancel_conversation",
         "cancel_message",
         "cancel_run",

@@ -130,7 +130,7 @@ def _open(connection: Connection, tenant: TenantId, opening: Opening) -> None:
     key, conversation = opening.key, opening.conversation
     if key is not None:
         taken = find_conversation(connection, tenant, key)
-        if taken is not None:
+        if taken is not None and taken != opening.replaces:
             raise ConversationKeyTakenError(taken)
     if lookup.find(connection, schema.agents, tenant, conversation.agent_id) is None:
         raise NotFoundError("Agent not found")

@@ -41,6 +41,8 @@ class Opening:
     """The thread whose messages it shares: it is a fork of that thread."""
     up_to: MessageId | None = None
     """The last message that it shares; None: all."""
+    replaces: ConversationId | None = None
+    """The conversation that had the key until then."""
 
 
 class ConversationKeys(Repository):

@@ -126,7 +126,8 @@ class UiMessageFold:
         self._message_id = message_id_of(first_run_id or facts.run_id)
         self._denied = denied
         self._before = before
-        self._seq = 0
+        self.seq = 0
+        """The number of events so far."""
         self._step_id: str | None = None
         self._text: tuple[str, str] | None = None
         """The kind and the id of the text or the reasoning that is being produced."""
@@ -164,7 +165,7 @@ class UiMessageFold:
 
     def chunks(self, event: Event) -> list[Chunk]:
         """Return the chunks that the event adds."""
-        self._seq += 1
+        self.seq += 1
         match event:
             case Output(place, parts):
                 return [chunk for part in parts for chunk in self._output(place, part)]
@@ -333,7 +334,7 @@ class UiMessageFold:
                 yield returned_chunk(part, is_clients=False)
         if self._step_id is not None:
             yield {"type": "finish-step"}
-        metadata = end_metadata(self._facts.run_id, reason, usage, self._seq)
+        metadata = end_metadata(self._facts.run_id, reason, usage, self.seq)
         finish = {"type": "finish", "finishReason": finish_reason(reason)}
         if reason is StopReason.CANCELLED:
             yield {"type": "abort", "reason": "cancelled"}

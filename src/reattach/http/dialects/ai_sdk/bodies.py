@@ -1,0 +1,95 @@
+"""Bodies of requests and responses of the AI SDK."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, AliasChoices, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from reattach.domain.limits.requests import (
+    MAX_CLIENT_TOOL_DESCRIPTION_CHARS,
+    MAX_CLIENT_TOOLS,
+    MAX_ID_CHARS,
+    MAX_MESSAGE_PARTS,
+    MAX_NAME_CHARS,
+    MAX_SYSTEM_CHARS,
+)
+from reattach.http.schemas.fields import Answer, Body, kept_json
+
+ChatId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+UiMessageId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+
+
+class UiMessageBody(Body):
+    """A UIMessage. Parts of unknown types are ignored."""
+
+    id: UiMessageId
+    role: Literal["system", "user", "assistant"]
+    parts: list[dict[str, Any]] = Field(max_length=MAX_MESSAGE_PARTS)
+    metadata: Annotated[Any, AfterValidator(kept_json)] = None
+
+
+class ChatTool(Body):
+    """A tool that the page runs."""
+
+    description: str | None = Field(None, max_length=MAX_CLIENT_TOOL_DESCRIPTION_CHARS)
+    parameters: dict[str, Any] = Field(
+        default_factory=dict,
+        validation_alias=AliasChoices("parameters", "inputSchema"),
+        description="The JSON schema of its arguments; also called `inputSchema`.",
+    )
+
+
+class ChatBody(Body):
+    """A send: the whole history, as ``useChat`` sends it, or only the newest message."""
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+    id: ChatId = Field(description="The id of the chat, which names its conversation.")
+    messages: list[UiMessageBody] | None = Field(
+        None,
+        description="The history; only the last message is new. The server has the others, unless "
+        "the chat is new.",
+    )
+    message: UiMessageBody | None = Field(None, description="The new message, without history.")
+    trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
+    message_id: UiMessageId | None = Field(
+        None, alias="messageId", description="The message that is edited or continued."
+    )
+    tools: dict[Annotated[str, Field(max_length=MAX_NAME_CHARS)], ChatTool] = Field(
+        default_factory=dict,
+        max_length=MAX_CLIENT_TOOLS,
+        description="The tools that the page runs, by name.",
+    )
+    system: str | None = Field(
+        None, max_length=MAX_SYSTEM_CHARS, description="Instructions after those of the agent."
+    )
+
+    @model_validator(mode="after")
+    def _has_messages(self) -> Self:
+        if (self.message is None) == (not self.messages):
+            raise PydanticCustomError(
+                "messages_or_message", "Send 'messages' with at least one message, or 'message'."
+            )
+        return self
+
+    @property
+    def newest(self) -> UiMessageBody:
+        """The message that the agent has not seen."""
+        if self.message is not None:
+            return self.message
+        assert self.messages
+        return self.messages[-1]
+
+    @property
+    def earlier(self) -> list[UiMessageBody]:
+        """The messages before it."""
+        return (self.messages or [])[:-1]
+
+
+class UiMessageState(Answer):
+    """A UIMessage, as ``useChat`` takes it for ``messages``."""
+
+    id: str
+    role: Literal["user", "assistant"]
+    parts: list[dict[str, Any]]
+    metadata: Any = None

@@ -1,0 +1,106 @@
+"""Answers that are produced again, and messages that are edited.
+
+Both replace the rest of a chat from a person's message on. The chat then continues in a fork of its
+conversation, which has everything before that message; the conversation itself stays as it was.
+"""
+
+from dataclasses import dataclass
+
+from reattach.agent.turns import system_prompt
+from reattach.domain.errors import InvalidArgumentError
+from reattach.domain.limits.requests import MAX_PAGE_ITEMS
+from reattach.domain.messages import Message, Role
+from reattach.domain.prompt import system_message
+from reattach.http.context import Context
+from reattach.http.dialects.ai_sdk.chats import Chat, newest_runs
+from reattach.http.dialects.ai_sdk.incoming import shown_id
+from reattach.records.base import Agent, Run, Span
+from reattach.records.conversations import fork_of
+from reattach.records.runs.openings import Opening
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """The rest of a chat that a message replaces."""
+
+    replaced: Run | None
+    """The newest run; it is what makes two requests different."""
+    opening: Opening | None
+    """The fork; None: the conversation has nothing to replace."""
+    is_repeated: bool
+    """Whether ``replaced`` is the run of the same request."""
+
+
+async def branch_at(
+    context: Context, chat: Chat, agent: Agent, message_id: str, sent: Message
+) -> Branch:
+    """Return how a chat continues when the message ``message_id`` and all after it are replaced.
+
+    Raises:
+        InvalidArgumentError: The chat is named by its conversation, so it cannot move to a fork.
+    """
+    newest = await newest_runs(context, chat)
+    replaced = newest[0] if newest else None
+    if chat.conversation is None or chat.thread is None:
+        return Branch(replaced, None, is_repeated=False)
+    if replaced is not None and replaced.status.is_active and _is_again(replaced, message_id, sent):
+        return Branch(replaced, None, is_repeated=True)
+    before, found = await _before(context, chat, message_id)
+    if not found and not (replaced is not None and _has(replaced, message_id)):
+        return Branch(replaced, None, is_repeated=False)
+    if not found and (replaced is None or not replaced.status.is_active):
+        return Branch(replaced, None, is_repeated=False)  # The conversation kept nothing of it.
+    if chat.is_named_by_conversation:
+        raise InvalidArgumentError(
+            "A chat whose id is that of a conversation cannot go back to an earlier message, "
+            "because its conversation keeps all messages.",
+            remedy="Send a new message, or use a chat id of your own.",
+        )
+    now = context.clock.now()
+    fork = fork_of(agent, chat.conversation, now)
+    first = system_message(system_prompt(agent, fork), now)
+    opening = Opening(
+        fork,
+        first,
+        chat.key,
+        source=None if before is None else chat.thread,
+        up_to=None if before is None else before.id,
+        replaces=chat.conversation.id,
+    )
+    return Branch(replaced, opening, is_repeated=False)
+
+
+async def _before(context: Context, chat: Chat, message_id: str) -> tuple[Message | None, bool]:
+    """Return the last stored message before ``message_id``, and whether that one is stored.
+
+    If it is not stored, its run is active, and all stored messages come before it.
+    """
+    assert chat.thread is not None
+    last: Message | None = None
+    oldest = None
+    has_passed = False
+    while True:
+        span = Span(MAX_PAGE_ITEMS, ascending=False, before=oldest)
+        page = await context.records.messages.list(chat.tenant, chat.thread, span, system_too=False)
+        for message in page:
+            if has_passed:
+                return message, True
+            last = last or message
+            has_passed = message.role is Role.USER and shown_id(message) == message_id
+        if len(page) < MAX_PAGE_ITEMS:
+            return (None, True) if has_passed else (last, False)
+        oldest = page[-1].id
+
+
+def _has(run: Run, message_id: str) -> bool:
+    return any(shown_id(message) == message_id for message in run.input)
+
+
+def _is_again(run: Run, message_id: str, sent: Message) -> bool:
+    """Return whether the run was started by a request to replace the same message."""
+    return any(
+        shown_id(message) == message_id
+        and (message.otid or "").startswith("ai-sdk:again-")
+        and message.parts == sent.parts
+        for message in run.input
+    )
