@@ -19,6 +19,7 @@ NPM_LOCKS = {
     "tests/clients/typescript": ("@letta-ai/letta-client", "1.12.1"),
     "tests/applications/vercel": ("@letta-ai/vercel-ai-sdk-provider", "1.4.0"),
     "tests/browser": ("@sparticuz/chromium", "147.0.0"),
+    "tests/dialects/node": ("openai", "7.59.0"),
     "js": ("esbuild", "0.28.2"),
     "page": ("preact", "11.2.0"),
 }
