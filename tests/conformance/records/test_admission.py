@@ -292,3 +292,36 @@ async def test_a_run_may_be_created_as_running(world: World) -> None:
     assert await world.records.runs.create(OURS, run, None, ()) == RunCreated(run)
     with pytest.raises(ConversationBusyError):
         await world.start()
+
+
+@pytest.mark.promise("P7", "P9")
+@pytest.mark.parametrize("has_key", [True, False])
+@pytest.mark.parametrize("lands_before", ["the look for the key", "the look for an active run"])
+async def test_a_repeated_attempt_recognises_its_own_run_however_late_the_first_one_lands(
+    world: World, monkeypatch: pytest.MonkeyPatch, has_key: bool, lands_before: str
+) -> None:
+    runs = world.records.runs
+    run = a_run(world.thread)
+    key = a_key("a") if has_key else None
+    otids = () if key is None else key.otids
+    await runs.create(OURS, run, key, otids)
+    if lands_before == "the look for an active run" and has_key:
+        # It lands after the key was looked for and not found.
+        find_known, looks = admission._find_known, 0
+
+        def miss_once(*arguments: Any) -> Run | None:
+            nonlocal looks
+            looks += 1
+            return None if looks == 1 else find_known(*arguments)
+
+        monkeypatch.setattr(admission, "_find_known", miss_once)
+    find_own, own_looks = admission._find_own, 0
+
+    def miss_own_once(*arguments: Any) -> RunCreated | None:
+        nonlocal own_looks
+        own_looks += 1
+        return None if own_looks == 1 else find_own(*arguments)
+
+    monkeypatch.setattr(admission, "_find_own", miss_own_once)
+    assert await runs.create(OURS, run, key, otids, repeated=True) == RunCreated(run)
+    assert ids(await runs.list(OURS, first())) == [run.id]

@@ -34,6 +34,7 @@ from reattach.domain.errors import (
     NoPendingApprovalError,
     NotFoundError,
     OtidConflictError,
+    ReattachError,
 )
 from reattach.domain.ids import TenantId
 from reattach.domain.limits.requests import ANSWERS_LOOKED_AT
@@ -89,8 +90,35 @@ def admit(
     """
     if key is not None and not key.otids:
         key = None
-    if repeated and (row := lookup.find(connection, schema.runs, tenant, run.id)) is not None:
-        return RunCreated(run_of(row))
+    if not repeated:
+        return _admit(connection, tenant, run, key, otids, opening=opening)
+    # The earlier attempt may land before any of the queries, and its run is this one.
+    if (own := _find_own(connection, tenant, run)) is not None:
+        return own
+    try:
+        outcome = _admit(connection, tenant, run, key, otids, opening=opening)
+    except ReattachError:
+        if (own := _find_own(connection, tenant, run)) is None:
+            raise
+        return own
+    return RunCreated(outcome.run) if outcome.run.id == run.id else outcome
+
+
+def _find_own(connection: Connection, tenant: TenantId, run: Run) -> RunCreated | None:
+    """Return the run itself if an earlier attempt has created it."""
+    row = lookup.find(connection, schema.runs, tenant, run.id)
+    return None if row is None else RunCreated(run_of(row))
+
+
+def _admit(
+    connection: Connection,
+    tenant: TenantId,
+    run: Run,
+    key: RequestKey | None,
+    otids: Sequence[str],
+    *,
+    opening: Opening | None,
+) -> RunCreated | RunKnown:
     known = _find_known(connection, tenant, key)
     if known is not None:
         return RunKnown(known)
