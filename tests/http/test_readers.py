@@ -129,3 +129,25 @@ def test_the_name_of_a_client_is_short_and_printable(user_agent: str, shown: str
 
 def test_a_client_without_a_name_has_an_empty_one() -> None:
     assert client_of({"headers": []}) == ""
+
+
+@pytest.mark.parametrize("ends", ["expires", "is revoked"])
+async def test_the_reason_says_whether_a_token_expired_or_was_revoked(
+    live: LiveServer, ends: str
+) -> None:
+    cuts: list[CutOff] = []
+    live.context.runs.readers.on_cut(cuts.append)
+    run_id = await held(live)
+    asked = {"run_id": run_id, "scope": "read", "expires_in_seconds": 300}
+    token = (await live.client.post("/v1/tokens", json=asked)).json()
+    headers = {"Authorization": f"Bearer {token['token']}"}
+    async with live.stream(f"/v1/runs/{run_id}/stream", {}, headers=headers):
+        await eventually(lambda: has_all(live.context.runs.readers))
+        if ends == "expires":
+            live.clock.skipped_seconds += 301
+        else:
+            await live.context.records.tokens.revoke(DEFAULT_TENANT, token["id"])
+        await eventually(lambda: bool(cuts))
+    (cut,) = cuts
+    expected = CutReason.TOKEN_EXPIRED if ends == "expires" else CutReason.REVOKED
+    assert cut.reason is expected

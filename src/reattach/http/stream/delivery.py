@@ -90,7 +90,7 @@ class Delivery(ABC):
         following, framing, sent_bytes = self.following, self._framing, 0
         while opening := framing.take_opening():
             if following.revoked:
-                return self._cut_off(CutReason.REVOKED, "its key was revoked or has expired")
+                return self._cut_off_without_rights()
             if following.expiry is Expiry.OVER and framing.is_within_frame:
                 return self._cut_off(CutReason.TOKEN_EXPIRED, "its token has expired")
             if not await self._send(opening) or self.gone:
@@ -105,7 +105,7 @@ class Delivery(ABC):
         following, sent_bytes = self.following, 0
         while not self.gone:
             if following.revoked:
-                return self._cut_off(CutReason.REVOKED, "its key was revoked or has expired")
+                return self._cut_off_without_rights()
             if following.expiry is not self._announced and not await self._announce():
                 return self._announced is Expiry.OVER and not self.gone
             try:
@@ -188,6 +188,12 @@ class Delivery(ABC):
         self.following.keepalive_due = False
         self.following.quiet_since = asyncio.get_running_loop().time()
         return True
+
+    def _cut_off_without_rights(self) -> bool:
+        token_ends_at = self.following.token_ends_at
+        if token_ends_at is not None and self._job.clock.now() >= token_ends_at:
+            return self._cut_off(CutReason.TOKEN_EXPIRED, "its token has expired")
+        return self._cut_off(CutReason.REVOKED, "its key was revoked or has expired")
 
     def _cut_off(self, reason: CutReason, detail: str) -> bool:
         """Note why the stream ends early, and return False, as ``advance`` then does."""

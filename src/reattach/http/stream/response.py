@@ -199,8 +199,10 @@ class RunStream(Response):
         except BaseException:
             await release()
             raise
-        if access is not None and access.claims is not None and job.framing.expiry_frame:
-            following.expires_at = access.expires_at
+        if access is not None and access.claims is not None:
+            following.token_ends_at = access.expires_at
+            if job.framing.expiry_frame:
+                following.expires_at = access.expires_at
         readers.add(
             following,
             job.target,

@@ -57,7 +57,8 @@ class Following:
 
     __slots__ = ("_behind_at", "_first", "_has_spoken", "_log", "_max_events", "_shared", "_tail",
                  "cursor", "expires_at", "expiry", "keepalive_due", "lag", "quiet_since",
-                 "released", "revoked", "run_id", "sink", "splice", "wake")  # fmt: skip
+                 "released", "revoked", "run_id", "sink", "splice", "token_ends_at",
+                 "wake")  # fmt: skip
 
     def __init__(
         self,
@@ -87,6 +88,8 @@ class Following:
         """The process is shutting down and another one drives the run: follow it there."""
         self.revoked = False
         """The reader's key was revoked, so it may not read on."""
+        self.token_ends_at: datetime | None = None
+        """The end of the reader's token; None: it has none."""
         self.expires_at: datetime | None = None
         """The end of the reader's right to read, if its stream announces it; None: no end."""
         self.expiry: Expiry | None = None
