@@ -10,7 +10,9 @@ PAGE_FILES: Final = frozenset(
 )
 """Paths of the files of the page, which need no key."""
 
-_OF_PAGES: Final = re.compile(r"/v1/(?:conversations|runs)/[^/]+/(stream|snapshot)")
+_OF_PAGES: Final = re.compile(
+    r"/v1/(?:(?:conversations|runs)/[^/]+/(?P<any>stream|snapshot)|runs/[^/]+/(?P<log>log))"
+)
 
 
 def path_of(scope: Scope) -> str:
@@ -20,8 +22,10 @@ def path_of(scope: Scope) -> str:
 
 
 def page_resource(scope: Scope) -> str | None:
-    """Return ``stream`` or ``snapshot`` if pages get it by its URL alone; else None."""
-    if scope["type"] != "http" or scope["method"] != "GET":
+    """Return ``stream``, ``snapshot`` or ``log`` if pages get it by its URL alone; else None."""
+    if scope["type"] != "http" or scope["method"] not in {"GET", "HEAD"}:
         return None
     match = _OF_PAGES.fullmatch(path_of(scope))
-    return None if match is None else match[1]
+    if match is None or (scope["method"] == "HEAD" and match["log"] is None):
+        return None
+    return match["any"] or match["log"]

@@ -8,6 +8,7 @@ from starlette.routing import BaseRoute
 
 from reattach.http.dialects.ai_sdk import routes as ai_sdk_routes
 from reattach.http.dialects.ai_sdk.errors import error_body as ai_sdk_error
+from reattach.http.dialects.durable_streams import routes as durable_streams
 from reattach.http.dialects.errors import ErrorBody
 from reattach.http.dialects.openai import chat as openai_chat
 from reattach.http.dialects.openai import conversations as openai_conversations
@@ -49,6 +50,13 @@ DIALECTS: Final = (
         description="Chats of the AI SDK: `useChat` and its transports.",
         routers=(ai_sdk_routes.router,),
         error_bodies={"/ai-sdk/": ai_sdk_error},
+    ),
+    DialectApi(
+        name="durable-streams",
+        tag="durable-streams",
+        description="Logs of runs for clients of Durable Streams, which read them.",
+        routers=(durable_streams.router,),
+        error_bodies={},
     ),
 )
 

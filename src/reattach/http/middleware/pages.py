@@ -27,6 +27,11 @@ EXPOSED_HEADERS: Final = (
     "Link",
     "Location",
     "Retry-After",
+    "ETag",
+    "Stream-Next-Offset",
+    "Stream-Up-To-Date",
+    "Stream-Closed",
+    "Stream-Cursor",
 )
 
 
@@ -47,7 +52,7 @@ class Pages:
         return {
             "allow_origins": self._origins,
             "allow_origin_regex": _LOCAL_ORIGINS.pattern if self._has_local else None,
-            "allow_methods": ["GET", "POST", "PUT", "PATCH", "DELETE"],
+            "allow_methods": ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
             "allow_headers": ["*"],
             "expose_headers": EXPOSED_HEADERS,
             "max_age": PREFLIGHT_SECONDS,

@@ -49,6 +49,8 @@ OF_TOKENS: Final = {
     "cancel_conversation": TokenScope.CANCEL,
     "cancel_message": TokenScope.CANCEL,
     "cancel_run": TokenScope.CANCEL,
+    "durable_streams_describe_log": TokenScope.READ,
+    "durable_streams_read_log": TokenScope.READ,
     "follow_conversation_stream": TokenScope.READ,
     "follow_run_stream": TokenScope.READ,
     "follow_runs": TokenScope.READ,

@@ -77,8 +77,8 @@ class Delivery(ABC):
         """Send everything that is available and return None, or return how the stream ended.
 
         True: the body ends properly, with ``[DONE]``, the farewell of its form, or the announcement
-        that its token has expired. False: it is cut off, because the reader is gone or stalled, or
-        the log cannot be followed any longer.
+        that its token has expired, or anywhere in a form that ``ends_properly``. False: it is cut
+        off, because the reader is gone or stalled, or the log cannot be followed any longer.
         """
         return await self._send_opening() and await self._send_events()
 
@@ -154,15 +154,15 @@ class Delivery(ABC):
         if following.failure is not None:
             return self._cut_off(CutReason.LOG_FAILED, following.failure.detail)
         if following.released:
-            self._cut_off(
+            ends_properly = self._cut_off(
                 CutReason.RELEASED,
                 "this server is shutting down, and another one took over the run",
             )
             farewell = self._framing.farewell
-            return farewell is not None and await self._end(farewell)
+            return ends_properly if farewell is None else await self._end(farewell)
         if following.closed:
             return await self._end(self._framing.done(following.cursor))
-        return None
+        return True if following.rotated else None
 
     async def _is_settled_in_time(self) -> bool:
         # Asked once: when the last events are out the driver is gone, and the record would be read.
@@ -196,9 +196,9 @@ class Delivery(ABC):
         return self._cut_off(CutReason.REVOKED, "its key was revoked or has expired")
 
     def _cut_off(self, reason: CutReason, detail: str) -> bool:
-        """Note why the stream ends early, and return False, as ``advance`` then does."""
+        """Note why the stream ends early, and return how, as ``advance`` then does."""
         self._job.runs.readers.note_cut(self.following, reason, detail)
-        return False
+        return self._framing.ends_properly and reason is not CutReason.STALLED
 
     def _cut_off_stalled(self) -> bool:
         seconds = self._job.stall_seconds
@@ -351,6 +351,7 @@ class DetachedDelivery(Delivery):
             self.gone
             or following.keepalive_due
             or following.released
+            or following.rotated
             or following.revoked
             or following.expiry is not self._announced
             or following.failure is not None

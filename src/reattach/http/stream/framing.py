@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from reattach.domain.ids import Seq, new_uuid
 from reattach.log.base import Slice
+from reattach.runs.following.follow import Following
 from reattach.runs.snapshot.sharing import SnapshotReader
 from reattach.wire import event_source, letta
 from reattach.wire.event_source import EventIds, ExpiryName
@@ -30,6 +31,10 @@ class Framing:
     farewell: bytes | None = None
     """The last bytes of a body whose run goes on elsewhere; None: such a body is cut off."""
 
+    ends_properly: bool = False
+    """Whether a body that is cut off ends like a complete one, because its reader knows from the
+    events where it is. One that reads nothing is dropped all the same."""
+
     expiry_frame: Callable[[ExpiryName, datetime], bytes] | None = None
     """Makes the frames that announce the end of a reader's token; None: the reader is cut off."""
 
@@ -48,6 +53,9 @@ class Framing:
         The result of ``snapshot`` belongs to this object from then on.
         """
         return None
+
+    def attach(self, following: Following) -> None:
+        """Note the reader that the body is for, before the rest of the opening is taken."""
 
     def take_opening(self) -> bytes:
         """Return the next of the first bytes of the body, at most one write; b"" after all."""

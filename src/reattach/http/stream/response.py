@@ -157,6 +157,7 @@ class RunStream(Response):
         if self._resumes:
             kind = "" if seq is None else "snapshot"
             count_resume(job.runs.meters, following, self._cursor, kind)
+        job.framing.attach(following)
         if access is not None:
             access.add(following.revoke)
         await self._deliver(following, connection, scope, receive, send)

@@ -57,7 +57,7 @@ class Following:
 
     __slots__ = ("_behind_at", "_first", "_has_spoken", "_log", "_max_events", "_shared", "_tail",
                  "cursor", "expires_at", "expiry", "keepalive_due", "lag", "quiet_since",
-                 "released", "revoked", "run_id", "sink", "splice", "token_ends_at",
+                 "released", "revoked", "rotated", "run_id", "sink", "splice", "token_ends_at",
                  "wake")  # fmt: skip
 
     def __init__(
@@ -90,6 +90,8 @@ class Following:
         """The reader's key was revoked, so it may not read on."""
         self.token_ends_at: datetime | None = None
         """The end of the reader's token; None: it has none."""
+        self.rotated = False
+        """The reader's response has lasted long enough: it ends where it has every event."""
         self.expires_at: datetime | None = None
         """The end of the reader's right to read, if its stream announces it; None: no end."""
         self.expiry: Expiry | None = None
@@ -212,6 +214,11 @@ class Following:
         """Pass no more events to this reader."""
         self.revoked = True
         self.sink = None
+        self.wake()
+
+    def rotate(self) -> None:
+        """End the response of this reader, which then asks again from its position."""
+        self.rotated = True
         self.wake()
 
     def look_at_expiry(self, now: datetime) -> None:
