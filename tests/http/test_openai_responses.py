@@ -17,6 +17,7 @@ from tests.support.live_server import WAIT_SECONDS, LiveServer, listening
 
 PATH = "/openai/v1/responses"
 LOOK = {"type": "function", "name": "look", "parameters": {"type": "object"}}
+LARGE = {**LOOK, "parameters": {"description": "x" * 300_000}}
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 
 Json = dict[str, Any]
@@ -288,6 +289,33 @@ async def test_the_items_of_a_conversation_are_paged_in_both_orders(
     assert (await live.client.get(path, params={"after": "msg_x"})).status_code == 404
 
 
+async def test_items_are_appended_to_a_conversation_unless_it_is_active(live: LiveServer) -> None:
+    agent = (await live.agent())["id"]
+    made = await live.made("/openai/v1/conversations", {"metadata": {"agent_id": agent}})
+    path = f"/openai/v1/conversations/{made['id']}/items"
+    items = [
+        {"role": "user", "content": "Hi"},
+        {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": "Marstal"},
+        {"role": "assistant", "content": "There it is."},
+    ]
+    added = await live.made(path, {"items": items})
+    assert added["first_id"] == added["data"][0]["id"]
+    listed = await live.got(path, order="asc")
+    assert types(listed["data"]) == [
+        "message",
+        "function_call",
+        "function_call_output",
+        "message",
+    ]
+    assert [one["id"] for one in added["data"]] == [one["id"] for one in listed["data"]]
+    live.gates.hold(agent, 0)
+    queued = await created(live, agent, "Hello", conversation=made["id"], background=True)
+    refusal = await live.client.post(path, json={"items": items})
+    assert refusal.status_code == 409
+    await live.ended(run_id(queued))
+
+
 async def test_a_transcript_of_the_client_begins_a_hidden_conversation(
     live: LiveServer, agent: str
 ) -> None:
@@ -421,6 +449,7 @@ async def test_calls_of_the_server_are_pairs_on_request(live: LiveServer, agent:
         ({"input": [{"type": "web_search_call"}]}, 422, ("validation_error", "input.items.0")),
         ({"input": [{"role": "assistant", "content": "x"}]}, 422, ("validation_error", "input")),
         ({"tools": [{"type": "web_search"}]}, 422, ("validation_error", "tools.0")),
+        ({"tools": [LARGE]}, 422, ("validation_error", "tools.0.parameters")),
         ({"tools": [LOOK, LOOK]}, 422, ("validation_error", "tools.1.name")),
         ({"text": {"format": {"type": "json_schema"}}}, 422, ("validation_error", "text")),
         ({"previous_response_id": "resp_1"}, 404, ("not_found", None)),
@@ -497,7 +526,6 @@ async def test_after_the_retention_a_response_is_gone_in_words_of_that_api(tmp_p
         run = RunId(run_id(response))
         await live.context.runs.delete_logs([run])
         await live.context.records.runs.mark_log_deleted([run], live.clock.now())
-        live.context.translations._kept.clear()
         path = f"{PATH}/{response['id']}"
         for query in ({}, {"stream": True}):
             gone = await live.client.get(path, params=query)

@@ -87,6 +87,12 @@ class Translations:
             await translation.open()
             yield translation.fold
 
+    def forget(self, run_id: RunId) -> None:
+        """Drop what is in memory of a run whose log was deleted, except what is in use."""
+        for key, translation in tuple(self._kept.items()):
+            if key[0] == run_id and not translation.users:
+                del self._kept[key]
+
     def remainder(
         self, target: Target, dialect: Dialect, cursor: int, *, max_events: int
     ) -> Slice | None:

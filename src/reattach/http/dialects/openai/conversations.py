@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import Path, Query
 
 from reattach.agent.turns import system_prompt
-from reattach.domain.errors import InvalidArgumentError, NotFoundError
+from reattach.domain.errors import ConversationBusyError, InvalidArgumentError, NotFoundError
 from reattach.domain.ids import ConversationId, TenantId, new_conversation_id
 from reattach.domain.limits.requests import MAX_ID_CHARS
 from reattach.domain.prompt import system_message
@@ -13,7 +13,7 @@ from reattach.http.content import check_images
 from reattach.http.context import AccessDep, Context, ContextDep, TenantDep
 from reattach.http.dialects.openai.agents import agent_of
 from reattach.http.dialects.openai.errors import OpenAIErrorBody
-from reattach.http.dialects.openai.items import Item, listed, thread_items
+from reattach.http.dialects.openai.items import Item, items_of, listed, thread_items
 from reattach.http.dialects.openai.response_bodies import (
     ConversationCreate,
     ConversationObject,
@@ -25,7 +25,6 @@ from reattach.http.dialects.openai.response_input import earlier_messages
 from reattach.http.routes import routes
 from reattach.http.schemas.fields import OrderParam
 from reattach.records.base import Agent, Conversation, Page, Thread
-from reattach.wire.dialects.openai_items import input_items, stored_items
 
 router = routes("openai", error=OpenAIErrorBody)
 
@@ -123,11 +122,12 @@ async def create_items(
     thread = _thread(await _found(context, tenant, conversation_id))
     messages = earlier_messages(body.items, context.clock.now())
     check_images(messages, to_private=context.settings.callbacks_to_private)
-    items: list[Item] = []
+    active = await context.records.runs.active(tenant, thread)
+    if active is not None:  # Its own messages are stored at its end, and belong before these.
+        raise ConversationBusyError(active.id, thread.key)
     for message in messages:
         await context.records.messages.append(tenant, thread, message)
-        items += input_items(message) or stored_items(message, {}, frozenset())
-    return listed(items, has_more=False)
+    return listed(items_of(messages), has_more=False)
 
 
 @router.get(

@@ -61,6 +61,16 @@ async def thread_items(
         yield item
 
 
+def items_of(messages: Sequence[Message]) -> list[Item]:
+    """Return the items of consecutive messages."""
+    groups: list[list[Message]] = []
+    for message in messages:
+        if not groups or message.role not in FOLLOWING:
+            groups.append([])
+        groups[-1].append(message)
+    return [item for group in groups for item in _items(group)]
+
+
 async def _messages(
     records: Records, tenant: TenantId, thread: Thread, *, ascending: bool
 ) -> AsyncIterator[Message]:

@@ -96,6 +96,8 @@ def earlier_messages(
     """
     messages: list[Message] = []
     names = {one.call_id: one.name for one in items if isinstance(one, InputCall)}
+    # A call of the client without an output must not wait for one.
+    waiting = {*waiting, *(one.call_id for one in items if isinstance(one, InputReturn))}
     for item in items:
         for role, part in _earlier_parts(item, waiting, names):
             last = messages[-1] if messages else None
@@ -154,7 +156,9 @@ def _earlier_parts(
             returned = ToolReturnPart(call_id, item.name, "success", output)
             yield Role.TOOL, (call.error_return(output) if failed else returned,)
         case InputReturn():
-            yield Role.TOOL, (_return_of(item, names.get(item.call_id, "")),)
+            output_parts = (_return_of(item, names.get(item.call_id, "")),)
+            yield Role.APPROVAL, output_parts
+            yield Role.TOOL, output_parts
         case InputReasoning() | InputVerdict():
             return
 

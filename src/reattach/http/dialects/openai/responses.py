@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
+import msgspec
 from fastapi import Header, Path, Query, Request, Response
 
 from reattach.domain.errors import (
@@ -15,7 +16,7 @@ from reattach.domain.errors import (
 from reattach.domain.events import RunStatus
 from reattach.domain.ids import ConversationId, RunId
 from reattach.domain.limits import MAX_INTEGER
-from reattach.domain.limits.requests import MAX_ID_CHARS
+from reattach.domain.limits.requests import MAX_CLIENT_TOOL_BYTES, MAX_ID_CHARS
 from reattach.domain.messages import ApprovalPart, Message, ToolCallPart
 from reattach.engine.base import ClientTool
 from reattach.http.content import check_images
@@ -198,6 +199,7 @@ async def delete_response(
     await context.records.runs.delete(access.tenant, run.id, by=access.actor)
     await context.runs.delete_logs([run.id])
     await context.records.runs.mark_log_deleted([run.id], context.clock.now())
+    context.translations.forget(run.id)
     return DeletedResponse(id=response_id)
 
 
@@ -272,7 +274,10 @@ def _given(body: ResponseCreate, server_tools: str | None) -> dict[str, Any]:
 
 
 def _client_tools(body: ResponseCreate) -> tuple[ClientTool, ...]:
-    """Return the tools that the client runs. Raises ValidationFailedError for a repeated name."""
+    """Return the tools that the client runs.
+
+    Raises ValidationFailedError for a repeated name and for a schema that is too large.
+    """
     if body.tool_choice == "none":
         return ()
     tools: dict[str, ClientTool] = {}
@@ -284,6 +289,9 @@ def _client_tools(body: ResponseCreate) -> tuple[ClientTool, ...]:
                 ["body", "tools", number, "name"], "Another tool has this name.", "unique"
             )
             raise invalid([fault])
+        if len(msgspec.json.encode(tool.parameters)) > MAX_CLIENT_TOOL_BYTES:
+            message = f"The schema may have at most {MAX_CLIENT_TOOL_BYTES} bytes as JSON."
+            raise invalid([Fault(["body", "tools", number, "parameters"], message, "too_long")])
         tools[tool.name] = ClientTool(tool.name, tool.description, tool.parameters)
     return tuple(tools.values())
 
@@ -326,6 +334,8 @@ async def _response(context: Context, run: Run) -> dict[str, Any]:
         StoreUnavailableError: The log does not answer.
     """
     target = Target.of(run)
+    if run.log_deleted_at is not None:
+        context.translations.forget(run.id)
     async with context.translations.state(target, _DIALECT, facts_of(run)) as fold:
         assert isinstance(fold, ResponseFold)
         response = fold.response()
