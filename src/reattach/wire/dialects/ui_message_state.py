@@ -64,6 +64,8 @@ class UiMessageState:
         name, _, moment = kind.rpartition("-")
         if moment == "start":
             part = {"type": name, "text": "", "state": "streaming"}
+            if name == "reasoning":
+                part["id"] = chunk["id"]
             self._texts[chunk["id"]] = part
             self.parts.append(part)
             return

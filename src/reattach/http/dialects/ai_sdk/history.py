@@ -48,9 +48,11 @@ async def history(
     Raises:
         NotFoundError: No message has the id ``before``.
     """
-    stored = await _stored(context, tenant, thread)
-    runs = await _runs_of(context, tenant, thread, stored)
     active = await context.records.runs.active(tenant, thread)
+    stored = await _stored(context, tenant, thread)
+    if active is not None and any(one.run_id == active.id for one in stored):
+        active = None  # It has just ended.
+    runs = await _runs_of(context, tenant, thread, stored)
     shown = _Messages(runs)
     for message in stored:
         shown.add(message)
