@@ -81,7 +81,7 @@ def _continue_models(entries: tuple[str, ...]) -> tuple[str, ...]:
     return entries
 
 
-DialectName = Literal["openai", "ai-sdk", "durable-streams"]
+DialectName = Literal["openai", "ai-sdk", "ag-ui", "durable-streams"]
 DIALECT_NAMES: Final[tuple[DialectName, ...]] = get_args(DialectName)
 
 Dialects = Annotated[tuple[DialectName, ...], NoDecode, BeforeValidator(_words)]

@@ -123,6 +123,8 @@ async def prober(server: Server) -> Prober:
         "response_id": response_id(run["id"]),
         "item_id": "msg_1",
         "chat_id": conversation["id"],
+        "agent_name": agent["id"],
+        "thread_name": "t-1",
     }
     # The first key that a request made would close an open server to the later ones.
     keys = server.context.records.keys

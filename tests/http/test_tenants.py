@@ -45,6 +45,12 @@ class Look:
 
 
 MESSAGE = {"messages": [{"role": "user", "content": "hi"}]}
+RUN_INPUT = {
+    "threadId": "t-1",
+    "runId": "r-1",
+    "messages": [{"id": "m-1", "role": "user", "content": "hi"}],
+}
+COPILOTKIT = "/copilotkit/agent/{agent_name}"
 AGENT, CONVERSATION, RUN, RESPONSE = (
     "/v1/agents/{agent_id}",
     "/v1/conversations/{conversation_id}",
@@ -178,6 +184,10 @@ LOOKS = [
     Look("get", f"/openai{CONVERSATION}/items", "after={item}"),
     Look("post", f"/openai{CONVERSATION}/items", body={"items": []}),
     Look("get", f"/openai{CONVERSATION}/items/{{item_id}}"),
+    Look("post", "/ag-ui/{agent_id}", body=RUN_INPUT),
+    Look("post", f"{COPILOTKIT}/run", body=RUN_INPUT),
+    Look("post", f"{COPILOTKIT}/connect", body={**RUN_INPUT, "threadId": "<conversation>"}),
+    Look("post", f"{COPILOTKIT}/stop/{{thread_name}}", body={"runId": "r-1"}),
 ]
 
 EVERYBODYS = [
@@ -207,6 +217,8 @@ UNKNOWN = {
     "model": "agent-123e4567-e89b-42d3-8456-426614174000",
     "response": "resp_123e4567e89b42d38456426614174000",
     "item": "msg_1",
+    "agent_name": "agent-123e4567-e89b-42d3-8456-426614174000",
+    "thread_name": "t-1",
     "block_label": "human",
     "tool": TOOL_ID,
     "tool_name": "add",
@@ -275,6 +287,7 @@ async def test_objects_of_another_tenant_are_answered_like_unknown_ones(server: 
     ids["token"] = token.json()["id"]
     ids |= {"model": agent["id"], "tenant": DEFAULT_TENANT}
     ids |= {"response": response_id(run_id), "item": "msg_1"}
+    ids |= {"agent_name": agent["id"], "thread_name": "t-1"}
     for name, path in (("key", "/v1/admin/keys"), ("entry", "/v1/admin/audit")):
         ids[name] = (await owner.get(path)).json()["items"][0]["id"]
     before = await state(owner, ids)

@@ -6,6 +6,8 @@ from typing import Final
 
 from starlette.routing import BaseRoute
 
+from reattach.http.dialects.ag_ui import copilotkit
+from reattach.http.dialects.ag_ui import routes as ag_ui
 from reattach.http.dialects.ai_sdk import routes as ai_sdk_routes
 from reattach.http.dialects.ai_sdk.errors import error_body as ai_sdk_error
 from reattach.http.dialects.durable_streams import routes as durable_streams
@@ -50,6 +52,13 @@ DIALECTS: Final = (
         description="Chats of the AI SDK: `useChat` and its transports.",
         routers=(ai_sdk_routes.router,),
         error_bodies={"/ai-sdk/": ai_sdk_error},
+    ),
+    DialectApi(
+        name="ag-ui",
+        tag="ag-ui",
+        description="AG-UI, and the runtime of CopilotKit, for their clients.",
+        routers=(ag_ui.router, copilotkit.router),
+        error_bodies={},
     ),
     DialectApi(
         name="durable-streams",

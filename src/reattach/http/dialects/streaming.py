@@ -24,9 +24,19 @@ _NO_STORE: Final = (b"cache-control", b"no-store, no-transform")
 class DialectFraming(Framing):
     """The bytes of a dialect around its frames. Keepalives are comments, as all dialects allow."""
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, prelude: bytes = b"") -> None:
         self.headers = (EVENT_STREAM, _NO_STORE, NOT_BUFFERED, *dialect.headers)
         self._last_frame = dialect.last_frame
+        self._opening = prelude
+
+    @override
+    def take_opening(self) -> bytes:
+        opening, self._opening = self._opening, b""
+        return opening
+
+    @override
+    def close(self) -> None:
+        self._opening = b""
 
     @override
     def keepalive(self, at: datetime, last_seq: Seq, run_id: str) -> bytes:
@@ -70,12 +80,14 @@ def dialect_stream(
     headers: Mapping[str, str] | None = None,
     resumes: bool = False,
     on_leave: Callable[[], object] = lambda: None,
+    prelude: bytes = b"",
 ) -> RunStream:
     """Return the stream of a run in a dialect, from ``cursor`` frames on.
 
     The body ends properly only after the end of the run. Otherwise the connection is aborted,
     because most clients take a clean end for the end of the answer. ``resumes`` says that the
     request did not start the run. ``on_leave`` is called if the reader leaves before the end.
+    ``prelude`` are whole frames of this request, before those of the run; no cursor counts them.
     """
     return RunStream(
         context.runs,
@@ -85,7 +97,7 @@ def dialect_stream(
         include_pings=True,
         stall_seconds=context.settings.stall_seconds,
         headers=headers,
-        framing=DialectFraming(dialect),
+        framing=DialectFraming(dialect, prelude),
         source=TranslatedRun(context.translations, dialect, facts_of(run)),
         resumes=resumes,
         on_leave=on_leave,

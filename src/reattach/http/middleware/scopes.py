@@ -13,12 +13,19 @@ from reattach.domain.stream_tokens import TokenScope
 from reattach.records.base import KeyScope
 
 FOLLOWING: Final = frozenset(
-    {"create_token", "follow_runs", "retrieve_conversation_stream", "retrieve_run_stream"}
+    {
+        "copilotkit_connect",
+        "create_token",
+        "follow_runs",
+        "retrieve_conversation_stream",
+        "retrieve_run_stream",
+    }
 )
 """Operations that only read although they are POSTs. A token gets no rights that its key lacks."""
 
 SENDING: Final = frozenset(
     {
+        "ag_ui_run",
         "ai_sdk_cancel_stream",
         "ai_sdk_send",
         "ai_sdk_stop",
@@ -26,6 +33,8 @@ SENDING: Final = frozenset(
         "cancel_message",
         "cancel_run",
         "compact_conversation",
+        "copilotkit_run",
+        "copilotkit_stop",
         "create_agent_message_stream",
         "create_conversation",
         "fork_conversation",

@@ -77,9 +77,16 @@ def event_frame(kind: str, members: Mapping[str, Any]) -> bytes:
     return data_frame(_encode({"type": kind, **members}))
 
 
-def started(facts: RunFacts) -> bytes:
-    """Return the first frame of a run."""
-    members: Json = _names(facts)
+def names_of(facts: RunFacts) -> Json:
+    """Return the names of the thread and the run; those of the server if a client gave none."""
+    given = facts.given
+    thread = given.get(THREAD) or facts.conversation_id or facts.agent_id
+    return {THREAD: thread, RUN: given.get(RUN) or facts.run_id}
+
+
+def started(facts: RunFacts, names: Mapping[str, Any] | None = None) -> bytes:
+    """Return the first frame of a run, under the names that a request gives it."""
+    members: Json = {**(names or names_of(facts))}
     if parent := facts.given.get(PARENT):
         members[PARENT] = parent
     if facts.given.get(PROTOCOL):
@@ -93,21 +100,19 @@ def snapshot(messages: Sequence[Mapping[str, Any]]) -> bytes:
     return event_frame("MESSAGES_SNAPSHOT", {"messages": messages})
 
 
-def finished(
-    facts: RunFacts, interrupts: Sequence[Json] = (), members: Mapping[str, Any] | None = None
-) -> bytes:
+def finished(names: Mapping[str, Any], interrupts: Sequence[Json] = (), **members: Any) -> bytes:
     """Return the last frame of a run that did not fail. With interrupts it waits for answers."""
     outcome: Json = {"type": "success"}
     if interrupts:
         outcome = {"type": "interrupt", "interrupts": interrupts}
-    return event_frame("RUN_FINISHED", {**_names(facts), "outcome": outcome, **(members or {})})
+    return event_frame("RUN_FINISHED", {**names, "outcome": outcome, **members})
 
 
-def _names(facts: RunFacts) -> Json:
-    """Return the names of the thread and the run; those of the server if a client gave none."""
-    given = facts.given
-    thread = given.get(THREAD) or facts.conversation_id or facts.agent_id
-    return {THREAD: thread, RUN: given.get(RUN) or facts.run_id}
+def idle(names: Mapping[str, Any], messages: Sequence[Json], interrupts: Sequence[Json]) -> bytes:
+    """Return all frames of a thread in which nothing is going on."""
+    return b"".join(
+        (event_frame("RUN_STARTED", names), snapshot(messages), finished(names, interrupts))
+    )
 
 
 @dataclass(slots=True)
@@ -309,8 +314,9 @@ class AgUiFold:
             yield event_frame("RUN_ERROR", error | members)
             return
         members["result"] = {"stop_reason": self._stopped.value}
+        names = names_of(self._facts)
         if self._stopped is StopReason.CANCELLED and has_versions:
-            yield finished(self._facts, (), {**members, "outcome": {"type": "cancelled"}})
+            yield finished(names, **members, outcome={"type": "cancelled"})
             return
         waiting: list[Json] = []
         if self._stopped is StopReason.REQUIRES_APPROVAL:
@@ -318,7 +324,7 @@ class AgUiFold:
             waiting = [
                 interrupt(call.id, call.name) for call in calls if call.interrupts(self._facts)
             ]
-        yield finished(self._facts, waiting, members)
+        yield finished(names, waiting, **members)
 
     def _failure(self) -> Failed | None:
         """Return the failure that the stream reports; None unless the run failed."""

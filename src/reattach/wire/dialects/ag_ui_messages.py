@@ -169,4 +169,7 @@ _OF_AGENTS: Final = frozenset({"assistant", "reasoning"})
 
 
 def _emptied(message: Json) -> Json:
-    return {"id": message["id"], "role": message["role"], "content": ""}
+    emptied: Json = {"id": message["id"], "role": message["role"]}
+    if "content" in message:
+        emptied["content"] = ""
+    return {**emptied, "toolCalls": []} if "toolCalls" in message else emptied
