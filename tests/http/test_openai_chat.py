@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from reattach.domain.errors import ConversationBusyError
 from reattach.domain.ids import DEFAULT_TENANT, TenantId
 from reattach.http.dialects.openai.leaving import waiting_clients
 from tests.support.live_server import WAIT_SECONDS, LiveServer, listening
@@ -222,6 +224,9 @@ async def test_a_call_that_needs_an_approval_is_named_in_the_text(
     assert answer["choices"][0]["finish_reason"] == "stop"
     error = await refused(live, agent, user("and now?"), status=409, headers=headers)
     assert error["code"] == "pending_approval"
+    _, path = re.findall(r"(POST|/v1/runs/\S+/cancel)", error["message"])
+    assert (await live.client.post(path)).status_code == 200
+    assert message_of(await completed(live, agent, user("and now?"), headers=headers))
 
 
 async def test_a_choice_of_no_tool_withholds_them(live: LiveServer, agent: str) -> None:
@@ -410,6 +415,55 @@ async def test_a_run_can_end_with_its_reader_and_its_retry_starts_another(
     response = await posted(live, agent, user("[chunks=4]"), stream=True, headers=headers)
     assert text_of(chunks_of(response.text)) == "t0 t1 t2 t3 "
     assert response.headers["x-run-id"] != run_id
+
+
+async def test_a_message_right_after_a_stop_waits_for_the_cancel_and_is_answered(
+    ending_server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = ending_server
+    runs, is_busy = live.context.runs, asyncio.Event()
+    cancel, send = runs.cancel, runs.send
+
+    async def cancel_late(*arguments: Any, **options: Any) -> Any:
+        await is_busy.wait()
+        return await cancel(*arguments, **options)
+
+    async def send_first(*arguments: Any, **options: Any) -> Any:
+        try:
+            return await send(*arguments, **options)
+        except ConversationBusyError:
+            is_busy.set()
+            raise
+
+    monkeypatch.setattr(runs, "cancel", cancel_late)
+    monkeypatch.setattr(runs, "send", send_first)
+    agent = (await live.agent())["id"]
+    headers = {"x-reattach-chat-key": "stopped"}
+    live.gates.hold(agent, 2)
+    body = body_of(agent, user("[chunks=4]"), stream=True)
+    async with live.stream(PATH, body, headers=headers) as stream:
+        await live.gates.reached(agent, 2)
+        leaving = stream.run_id
+    async with asyncio.timeout(WAIT_SECONDS):
+        while waiting_clients(leaving):
+            await asyncio.sleep(0.01)
+    answer = await completed(live, agent, user("next"), headers=headers)
+    assert message_of(answer)["content"] == "next"
+    assert is_busy.is_set()
+
+
+async def test_a_message_during_an_answer_is_refused_with_ways_out(live: LiveServer) -> None:
+    agent = (await live.agent())["id"]
+    headers = {"x-reattach-chat-key": "busy"}
+    live.gates.hold(agent, 2)
+    body = body_of(agent, user("[chunks=4]"), stream=True)
+    async with live.stream(PATH, body, headers=headers) as stream:
+        run_id = stream.run_id
+    error = await refused(live, agent, user("next"), status=409, headers=headers)
+    assert error["code"] == "conversation_busy"
+    assert f"POST /v1/runs/{run_id}/cancel" in error["message"]
+    assert "REATTACH_CHAT_DISCONNECT=cancel" in error["message"]
+    await live.ended(run_id)
 
 
 async def test_a_run_can_end_with_the_request_that_waits_for_its_whole_answer(

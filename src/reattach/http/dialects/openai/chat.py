@@ -7,6 +7,9 @@ from typing import Any, Final
 from fastapi import Request, Response
 
 from reattach.domain.errors import (
+    ConflictError,
+    ConversationBusyError,
+    PendingApprovalError,
     StoreUnavailableError,
     UnavailableError,
     engine_error,
@@ -20,7 +23,7 @@ from reattach.http.dialects.openai.chat_bodies import ChatCompletion, ChatComple
 from reattach.http.dialects.openai.chat_input import parse_chat
 from reattach.http.dialects.openai.chat_keys import chat_key_of
 from reattach.http.dialects.openai.errors import OpenAIErrorBody
-from reattach.http.dialects.openai.leaving import Leaving
+from reattach.http.dialects.openai.leaving import Leaving, wait_until_cancelled
 from reattach.http.dialects.sending import (
     DialectSend,
     DialectSends,
@@ -116,13 +119,34 @@ async def _parse(
 async def _start(sends: DialectSends, access: Access, send: DialectSend, context: Context) -> Run:
     """Start the run, or find that of an earlier request.
 
-    A run that was cancelled because its reader left is no answer to the reader who comes back.
+    A run that was cancelled because its client left is no answer to the client that comes back,
+    and does not keep it waiting.
     """
-    run = await sends.start(access, send)
-    ends_with_reader = context.settings.chat_disconnect == "cancel"
-    if ends_with_reader and send.is_retry and run.status is RunStatus.CANCELLED:
+    try:
+        run = await sends.start(access, send)
+    except ConversationBusyError as error:
+        if not await wait_until_cancelled(str(error.extra["run_id"])):
+            raise _explained(error) from None
+        run = await sends.start(access, send)
+    except PendingApprovalError as error:
+        raise _explained(error) from None
+    ends_with_client = context.settings.chat_disconnect == "cancel"
+    if ends_with_client and send.is_retry and run.status is RunStatus.CANCELLED:
         return await sends.start(access, replace(send, is_retry=False))
     return run
+
+
+def _explained(error: ConversationBusyError | PendingApprovalError) -> ConflictError:
+    """Return the error with a next step that users of a chat application can take."""
+    cancel = f"POST /v1/runs/{error.extra['run_id']}/cancel"
+    error.remedy = (
+        f"Wait for its end, or cancel it with {cancel}. If your application stops answers by "
+        "closing the connection, set REATTACH_CHAT_DISCONNECT=cancel on the server."
+        if isinstance(error, ConversationBusyError)
+        else f"Answer the request through another API, or cancel the call with {cancel}."
+    )
+    error.detail = f"{error.prefix}{error.fact} {error.remedy}"
+    return error
 
 
 def _client_tools(body: ChatCompletionCreate) -> tuple[ClientTool, ...]:

@@ -46,8 +46,8 @@ class Leaving:
         if waiting_clients(self.run.id):
             return
         task = asyncio.create_task(self._cancel(), name=f"cancel {self.run.id}")
-        _CANCELLING.add(task)
-        task.add_done_callback(_CANCELLING.discard)
+        _CANCELLING[self.run.id] = task
+        task.add_done_callback(lambda _: _CANCELLING.pop(self.run.id, None))
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
@@ -89,5 +89,15 @@ def waiting_clients(run_id: str) -> int:
 _PRESENT: Final[WeakSet[Leaving]] = WeakSet()
 """The clients that have not left; a finished response forgets its own."""
 
-_CANCELLING: Final[set[asyncio.Task[None]]] = set()
-"""The event loop itself keeps no task alive."""
+
+async def wait_until_cancelled(run_id: str) -> bool:
+    """Wait for a run that is being cancelled because its client left; False: it is not."""
+    task = _CANCELLING.get(run_id)
+    if task is None:
+        return False
+    await asyncio.wait({task})
+    return True
+
+
+_CANCELLING: Final[dict[str, asyncio.Task[None]]] = {}
+"""The cancellations in progress, by run; the event loop itself keeps no task alive."""
