@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.live_server import LiveServer, listening
+from reattach.http.dialects.ai_sdk.replays import REPLAYED_SECONDS
+from reattach.wire.dialects.ui_message_state import UiMessageState
+from tests.support.live_server import LiveServer, listening, to
 
 Json = dict[str, Any]
 
@@ -161,6 +163,72 @@ async def test_an_approval_continues_the_message_that_asked(client: Client) -> N
     assert shown["id"] == message["id"]
     assert shown["metadata"]["run_id"] == answered[-1]["messageMetadata"]["run_id"]
     assert [one["type"] for one in shown["parts"]].count("dynamic-tool") == 1
+
+
+async def test_a_turn_whose_first_events_are_gone_is_streamed_from_its_messages(
+    client: Client,
+) -> None:
+    asked = await client.send("[think=2][approve=rm][chunks=1]")
+    message = (await client.messages())[-1]
+    part = message["parts"][-1]
+    approval = {"id": part["toolCallId"], "approved": True}
+    part |= {"state": "approval-responded", "approval": approval}
+    answered = await client.answer(message)
+    live, first = client.live, asked[0]["messageMetadata"]["run_id"]
+    await live.context.runs.delete_logs([first])
+    live.context.translations._kept.clear()
+    whole = chunks_of((await live.client.get(f"{client.of_chat}/stream")).text)
+    assert whole[0] == asked[0]
+    assert whole[-len(answered) + 1 :] == answered[1:]
+    together, before = UiMessageState(), UiMessageState()
+    together.add(whole)
+    before.add([*asked[:-1], *answered])
+    assert together.message() == before.message()
+
+
+async def test_an_answer_that_ended_long_ago_is_not_streamed_again(client: Client) -> None:
+    await client.send("hi")
+    client.live.clock.skipped_seconds += REPLAYED_SECONDS + 1
+    assert (await client.live.client.get(f"{client.of_chat}/stream")).status_code == 204
+
+
+async def test_images_and_metadata_of_a_message_are_in_the_history(client: Client) -> None:
+    pixel = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
+    message = {
+        "id": "m",
+        "role": "user",
+        "metadata": {"at": [1, None]},
+        "parts": [
+            {"type": "text", "text": "this"},
+            {"type": "file", "mediaType": "image/gif", "url": pixel},
+        ],
+    }
+    await client.post({"id": "chat-1", "message": message})
+    assert (await client.messages())[0] == message
+
+
+async def test_a_deleted_chat_begins_anew_under_its_name(client: Client) -> None:
+    await client.send("one")
+    deleted = await client.live.client.delete(f"/v1/conversations/{await conversation_of(client)}")
+    assert deleted.status_code == 200
+    assert await client.messages() == []
+    await client.send("two")
+    assert [one["parts"][-1]["text"] for one in await client.messages()] == ["two", "two"]
+
+
+async def test_an_answer_of_another_client_of_the_server_continues_the_message(
+    client: Client,
+) -> None:
+    asked = await client.send("[approve=rm][chunks=0]")
+    (call,) = [one["toolCallId"] for one in asked if one["type"] == "tool-approval-request"]
+    approval = {"type": "approval", "tool_call_id": call, "approve": True}
+    body = {"messages": [{"type": "approval", "approvals": [approval]}]}
+    await client.live.streamed(to(await conversation_of(client)), body)
+    whole = chunks_of((await client.live.client.get(f"{client.of_chat}/stream")).text)
+    assert whole[: len(asked) - 1] == asked[:-1]
+    shown = (await client.messages())[-1]
+    assert shown["id"] == asked[0]["messageId"]
+    assert shown["parts"][1]["state"] == "output-available"
 
 
 async def test_a_denied_call_is_shown_as_denied(client: Client) -> None:

@@ -1,0 +1,138 @@
+"""The component of docs/ai-sdk.md with the real hook ``useChat``, in a real browser."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from reattach.testing.programs.relay import Relay
+from reattach.testing.programs.server import ServerProcess
+from tests.clients.conftest import scripted_server
+from tests.dialects.node_programs import DIRECTORY, require_node
+from tests.support.browser import DIRECTORY as BROWSER
+from tests.support.browser import Browser, Page, PageServer
+from tests.support.javascript_client import PACKAGE, require_client
+from tests.support.missing import skip_or_fail
+from tests.support.threads import raw_client
+
+DOCS: Final = Path(__file__).parents[2] / "docs/ai-sdk.md"
+_BUILD_SECONDS: Final = 60.0
+_MAIN: Final = """
+import { StrictMode } from "react";
+import { createRoot } from "react-dom/client";
+import { Chat } from "./chat.jsx";
+
+const api = new URLSearchParams(location.search).get("api");
+const messages = await (await fetch(`${api}/page/messages`)).json();
+const chat = <Chat api={api} id="page" messages={messages} />;
+createRoot(document.getElementById("root")).render(<StrictMode>{chat}</StrictMode>);
+"""
+_RETURNS: Final = """(least) => {
+  document.dispatchEvent(new Event("visibilitychange"));
+  return document.querySelectorAll("p")[1].textContent.split(" ").length > least;
+}"""
+"""Returns to the tab until the answer has more words: the hook may not have noticed the cut yet."""
+
+_ENDLESS: Final = "[chunks=5000][rate=50]"
+
+
+def built(folder: Path) -> dict[str, str | bytes]:
+    """Build the component of the page with its packages, and return files by path."""
+    require_client()
+    node = require_node("@ai-sdk/react7")
+    if not (BROWSER / "node_modules/react-dom").is_dir():
+        skip_or_fail("React is not installed: run scripts/setup")
+    found = re.search(r"```jsx\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert found is not None
+    (folder / "chat.jsx").write_text(found[1])
+    (folder / "main.jsx").write_text(_MAIN)
+    modules = folder / "node_modules"
+    (modules / "@ai-sdk").mkdir(parents=True)
+    clients = DIRECTORY / "node_modules"
+    (modules / "@ai-sdk/react").symlink_to(clients / "@ai-sdk/react7", target_is_directory=True)
+    (modules / "ai").symlink_to(clients / "ai7", target_is_directory=True)
+    react = BROWSER / "node_modules"
+    command = [
+        node,
+        str(PACKAGE / "node_modules/esbuild/bin/esbuild"),
+        "main.jsx",
+        "--bundle",
+        "--format=esm",
+        "--jsx=automatic",
+        f"--alias:react={react / 'react'}",  # One React, whichever package asks for it.
+        f"--alias:react-dom={react / 'react-dom'}",
+        f"--outfile={folder / 'main.js'}",
+    ]
+    ran = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, timeout=_BUILD_SECONDS
+    )
+    assert ran.returncode == 0, ran.stderr
+    html = '<!doctype html><div id="root"></div><script type="module" src="/main.js"></script>'
+    return {"/": html, "/main.js": (folder / "main.js").read_bytes()}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with scripted_server(tmp_path_factory.mktemp("server")) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def raw(server: ServerProcess) -> Iterator[httpx.Client]:
+    with raw_client(server.url) as raw:
+        yield raw
+
+
+def wait_for_words(page: Page, words: int) -> None:
+    code = "document.querySelectorAll('p')[1]?.textContent.split(' ').length"
+    page.wait_until(f"(least) => {code} > least", words)
+
+
+def shown(page: Page) -> list[str]:
+    texts: list[str] = page.evaluate(
+        "() => [...document.querySelectorAll('p')].map((one) => one.textContent)"
+    )
+    return texts
+
+
+def texts_of(messages: list[Any]) -> list[str]:
+    return ["".join(part.get("text", "") for part in one["parts"]) for one in messages]
+
+
+@pytest.mark.promise("P4", "P8")
+def test_use_chat_shows_a_whole_answer_over_a_cut_and_a_reload(
+    browser: Browser, server: ServerProcess, raw: httpx.Client, tmp_path: Path
+) -> None:
+    agent_id = raw.post("/v1/agents/", json={"name": "guide"}).json()["id"]
+    path = f"/ai-sdk/{agent_id}/chat"
+    with (
+        Relay(server.address) as relay,
+        PageServer(built(tmp_path)) as pages,
+        browser.page(f"{pages.url}/?api={relay.url}{path}") as page,
+    ):
+        page.act("[name=text]", "fill", _ENDLESS)
+        page.act("[name=text]", "press", "Enter")
+        wait_for_words(page, 10)
+        relay.cut()
+        before = len(shown(page)[1].split(" "))
+        page.wait_until(_RETURNS, before + 20)
+        page.reload()
+        wait_for_words(page, before + 40)
+        assert list(raw.post(f"{path}/page/stop").json().values()) == ["cancelled"]
+        whole = texts_of(raw.get(f"{path}/page/messages").json())
+        page.wait_until(
+            "(text) => document.querySelectorAll('p')[1].textContent === text", whole[1]
+        )
+        assert shown(page) == whole
+        page.reload()
+        page.wait_until("() => document.querySelectorAll('p').length === 2")
+        assert shown(page) == whole
+        assert not [line for line in page.log if line.startswith("pageerror")]
+    runs = raw.get("/v1/runs/", params={"agent_id": agent_id}).json()
+    assert [run["status"] for run in runs] == ["cancelled"]
