@@ -238,6 +238,30 @@ async def test_an_answer_to_an_older_response_forks_the_conversation_there(
     assert len(await live.contents(first["conversation"]["id"])) == 4
 
 
+async def test_two_answers_at_once_to_one_response_are_both_made(
+    live: LiveServer, agent: str
+) -> None:
+    first = await created(live, agent, "One")
+    both = await asyncio.gather(
+        *(created(live, agent, text, previous_response_id=first["id"]) for text in ("Two", "Three"))
+    )
+    conversations = {one["conversation"]["id"] for one in (first, *both)}
+    assert len(conversations) == 2
+    for response, text in zip(both, ("Two", "Three"), strict=True):
+        contents = await live.contents(response["conversation"]["id"])
+        assert [sent for kind, sent in contents if kind == "user_message"] == ["One", text]
+
+
+async def test_a_response_that_is_not_whole_yet_cannot_be_continued(live: LiveServer) -> None:
+    agent = (await live.agent())["id"]
+    live.gates.hold(agent, 0)
+    first = await created(live, agent, "One", background=True)
+    body = {"model": agent, "input": "Two", "previous_response_id": first["id"]}
+    error = await refused(live, body, 409)
+    assert error["code"] == "conversation_busy"
+    await live.ended(run_id(first))
+
+
 async def test_a_retry_of_an_answer_to_an_older_response_makes_one_fork(
     live: LiveServer, agent: str
 ) -> None:

@@ -8,7 +8,14 @@ import json
 import sys
 from typing import Any
 
-from agents import Agent, OpenAIResponsesModel, Runner, function_tool, set_tracing_disabled
+from agents import (
+    Agent,
+    HostedMCPTool,
+    OpenAIResponsesModel,
+    Runner,
+    function_tool,
+    set_tracing_disabled,
+)
 from openai import AsyncOpenAI
 
 set_tracing_disabled(True)
@@ -20,16 +27,32 @@ def look(n: int) -> str:
     return f"Marstal {n}"
 
 
+APPROVING = HostedMCPTool(
+    tool_config={
+        "type": "mcp",
+        "server_label": "reattach",
+        "server_url": "http://localhost/unused",
+        "require_approval": "always",
+    },
+    on_approval_request=lambda request: {"approve": request.data.name == "deploy"},
+)
+TOOLS: dict[str, list[Any]] = {
+    "plain": [],
+    "approved": [APPROVING],
+    "approved by a client that keeps it": [APPROVING],
+}
+
+
 async def main(url: str, model: str, case: str, text: str) -> dict[str, Any]:
     client = AsyncOpenAI(api_key="none", base_url=url, max_retries=0)
     agent = Agent(
         name="guide",
         instructions="Be brief.",
         model=OpenAIResponsesModel(model=model, openai_client=client),
-        tools=[look] if case != "plain" else [],
+        tools=TOOLS.get(case, [look]),
     )
     options: dict[str, Any] = {}
-    if case == "continued":
+    if case in {"continued", "approved"}:
         options["auto_previous_response_id"] = True
     result = Runner.run_streamed(agent, text, **options)
     kinds = [event.type async for event in result.stream_events()]

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.applications.programs import require_program
+from tests.support import tool_functions
 from tests.support.live_server import LiveServer
 
 PROGRAM = Path(__file__).parent / "agents_client.py"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "openai_agents.py"
 WAIT_SECONDS = 60.0
 
 
-async def ran(live: LiveServer, agent: str, case: str, text: str) -> dict[str, Any]:
+async def printed(program: Path, *arguments: str, **variables: str) -> str:
     process = await asyncio.create_subprocess_exec(
         require_program("python"),
-        str(PROGRAM),
-        f"{live.url}/openai/v1",
-        agent,
-        case,
-        text,
+        str(program),
+        *arguments,
+        env={**os.environ, **variables},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -35,6 +36,11 @@ async def ran(live: LiveServer, agent: str, case: str, text: str) -> dict[str, A
             process.kill()
             await process.wait()
     assert process.returncode == 0, errors.decode()[-2000:]
+    return output.decode()
+
+
+async def ran(live: LiveServer, agent: str, case: str, text: str) -> dict[str, Any]:
+    output = await printed(PROGRAM, f"{live.url}/openai/v1", agent, case, text)
     outcome: dict[str, Any] = json.loads(output)
     return outcome
 
@@ -63,3 +69,23 @@ async def test_a_tool_of_the_client_runs_there_and_the_answer_goes_on(
     assert "ToolCallOutputItem" in outcome["items"]
     assert "Marstal 1" in outcome["output"]
     assert len(await live.run_ids(agent_id=agent)) == 2
+
+
+@pytest.mark.parametrize("case", ["approved", "approved by a client that keeps it"])
+async def test_a_tool_that_needs_approval_runs_once_it_is_approved_there(
+    live: LiveServer, agent: str, case: str
+) -> None:
+    ran_before = len(tool_functions.RAN)
+    outcome = await ran(live, agent, case, "[tool=deploy] Go")
+    assert "MCPApprovalRequestItem" in outcome["items"]
+    assert "deploy success: deployed 1" in outcome["output"]
+    assert len(tool_functions.RAN) == ran_before + 1
+
+
+async def test_the_example_runs_tools_on_both_sides(live: LiveServer, agent: str) -> None:
+    variables = {"REATTACH_URL": live.url, "REATTACH_AGENT": agent}
+    theirs = await printed(EXAMPLE, **variables, REATTACH_ASK="[tool=add] Hi")
+    assert theirs.splitlines() == ["tool_call_item", "message_output_item", "add success: 2", ""]
+    ours = await printed(EXAMPLE, **variables, REATTACH_ASK="[client_tool=look][chunks=0] Hi")
+    assert ours.splitlines()[:2] == ["tool_call_item", "tool_call_output_item"]
+    assert "Island 1 is green." in ours

@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -52,29 +51,37 @@ class Downstream:
         return events
 
 
-@pytest.fixture
-async def downstream(live: LiveServer, tmp_path: Path) -> AsyncIterator[Downstream]:
+@pytest.fixture(scope="module")
+async def connected(
+    live: LiveServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Downstream]:
     upstream: str = (await live.agent(tools=["add"]))["id"]
-    live.gates.open(upstream)
-    model = f"openai-responses/{upstream}"
     environment = {
         "OPENAI_BASE_URL": f"{live.url}/openai/v1",
         "OPENAI_API_KEY": "none",
-        "REATTACH_MODELS": model,
+        "REATTACH_MODELS": f"openai-responses/{upstream}",
         "REATTACH_TOOLS": "tests.support.tool_functions:greet",
     }
-    process = ServerProcess(tmp_path, environment=environment)
+    process = ServerProcess(tmp_path_factory.mktemp("downstream"), environment=environment)
     await asyncio.to_thread(process.start)
     try:
         async with httpx2.AsyncClient(base_url=process.url, timeout=WAIT_SECONDS) as client:
-            server = Downstream(process, client, upstream)
-            body = {"model": model, "tools": ["greet"]}
-            agent = (await client.post("/v1/agents/", json=body)).json()["id"]
-            made = await client.post(f"/v1/conversations/?agent_id={agent}", json={})
-            server.conversation = made.json()["id"]
-            yield server
+            yield Downstream(process, client, upstream)
     finally:
         await asyncio.to_thread(process.close)
+
+
+@pytest.fixture
+async def downstream(live: LiveServer, connected: Downstream) -> Downstream:
+    """The server with a new conversation, before which its agent upstream answered nothing."""
+    live.gates.open(connected.upstream)
+    for run in await generations(live, connected.upstream):
+        assert (await live.client.delete(f"/v1/runs/{run['id']}")).is_success
+    body = {"model": f"openai-responses/{connected.upstream}", "tools": ["greet"]}
+    agent = (await connected.client.post("/v1/agents/", json=body)).json()["id"]
+    made = await connected.client.post(f"/v1/conversations/?agent_id={agent}", json={})
+    connected.conversation = made.json()["id"]
+    return connected
 
 
 def joined(events: list[Json], kind: str, member: str) -> str:

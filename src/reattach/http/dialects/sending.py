@@ -12,7 +12,12 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from reattach.agent.turns import Overrides, system_prompt
-from reattach.domain.errors import ConversationKeyTakenError, InvalidArgumentError, NotFoundError
+from reattach.domain.errors import (
+    ConversationBusyError,
+    ConversationKeyTakenError,
+    InvalidArgumentError,
+    NotFoundError,
+)
 from reattach.domain.ids import ConversationId, TenantId, new_conversation_id, new_uuid
 from reattach.domain.limits.requests import MAX_OTID_CHARS
 from reattach.domain.messages import Message
@@ -29,8 +34,8 @@ from reattach.runs.service import Send
 RETRY_SECONDS: Final = 120.0
 """Age of a send up to which an equal one that is marked as a retry gets its run."""
 
-_KEY_TRIES: Final = 3
-"""The times that a conversation is looked for, while others begin it under the same key."""
+_TRIES: Final = 3
+"""The times that a conversation is looked for, while others begin or continue it."""
 
 
 _NEWEST: Final = Page(limit=1, ascending=False)
@@ -147,14 +152,20 @@ class DialectSends:
         return await self._context.records.retries.newest(access.tenant, digest, since)
 
     async def _start(self, access: Access, send: DialectSend, digest: str) -> Run:
-        for attempt in range(_KEY_TRIES):
-            prepared = await self._prepared(access.tenant, send, digest)
+        for _ in range(_TRIES - 1):
             try:
-                return await self._context.runs.send(prepared, admit=access.use.admit_run)
-            except ConversationKeyTakenError:  # Another request has just begun it.
-                if attempt == _KEY_TRIES - 1:
+                return await self._try(access, send, digest)
+            except ConversationKeyTakenError:
+                pass  # Another request has just begun it.
+            except ConversationBusyError as error:
+                # Another request has just continued after the same run, so this one forks.
+                if send.after is None or error.extra["run_id"] == send.after.id:
                     raise
-        raise AssertionError
+        return await self._try(access, send, digest)
+
+    async def _try(self, access: Access, send: DialectSend, digest: str) -> Run:
+        prepared = await self._prepared(access.tenant, send, digest)
+        return await self._context.runs.send(prepared, admit=access.use.admit_run)
 
     async def _prepared(self, tenant: TenantId, send: DialectSend, digest: str) -> Send:
         conversation, opening = send.conversation, send.opening
