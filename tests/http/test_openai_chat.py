@@ -255,11 +255,17 @@ async def test_the_title_of_a_chat_is_made_apart_from_it_and_without_tools(
     assert [one["id"] for one in listed] == [chat.headers["x-conversation-id"]]
 
 
-@pytest.mark.parametrize("value", ["new", "null", "", "undefined"])
-async def test_a_chat_that_has_no_id_yet_shares_no_conversation(
-    live: LiveServer, agent: str, value: str
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        *[("x-conversation-id", value) for value in ("new", "null", "", "undefined")],
+        *[("x-openwebui-chat-id", value) for value in ("local:8AbC", "channel:1")],
+    ],
+)
+async def test_a_chat_that_is_temporary_or_has_no_id_yet_shares_no_conversation(
+    live: LiveServer, agent: str, header: str, value: str
 ) -> None:
-    headers = {"x-conversation-id": value}
+    headers = {header: value}
     one, other = [
         await posted(live, agent, user("hi"), headers=headers, stream=True) for _ in range(2)
     ]

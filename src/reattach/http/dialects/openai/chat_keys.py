@@ -18,6 +18,10 @@ tags and suggestions out of a conversation, and which do not stream."""
 _UNKNOWN: Final = frozenset({"", "new", "null", "undefined", "none"})
 """The names that applications send for a conversation that has no id yet."""
 
+_NOT_KEPT: Final = ("local:", "channel:")
+"""The beginnings of names that Open WebUI does not keep as chats: temporary chats, of which one
+follows another under the same name, and channels, in which several people write."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChatKey:
@@ -40,7 +44,8 @@ def chat_key_of(headers: Headers, *, streams: bool) -> ChatKey:
             return ChatKey(key)
     for name in OF_APPLICATIONS:
         if key := _value(headers, name):
-            return ChatKey(key if streams else None, is_job=not streams)
+            is_kept = streams and not key.startswith(_NOT_KEPT)
+            return ChatKey(key if is_kept else None, is_job=not streams)
     return ChatKey(None)
 
 
