@@ -74,7 +74,7 @@ class Prober:
         self.sent += 1
         place = (method, url[:200], str(content)[:200])
         assert response.status_code < 500 or response.status_code == 501, place
-        if response.status_code >= 400:
+        if response.status_code >= 400 and method != "head":
             body = response.json()
             if url.startswith("/openai/"):  # Which has the form of errors that its clients expect.
                 body = body["error"]

@@ -60,6 +60,8 @@ AGENT, CONVERSATION, RUN, RESPONSE = (
 MEMORY = f"{AGENT}/core-memory/blocks"
 TOOLS = f"{AGENT}/tools"
 DEFAULT = "/v1/conversations/default"
+CHAT = "/ai-sdk/{agent_id}/chat"
+UI_MESSAGE = {"id": "m1", "role": "user", "parts": [{"type": "text", "text": "hi"}]}
 
 LOOKS = [
     Look("get", AGENT),
@@ -158,6 +160,14 @@ LOOKS = [
     Look("get", "/v1/tokens", "run_id={run}"),
     Look("get", "/v1/tokens", "conversation_id={conversation}"),
     Look("delete", "/v1/tokens/{token_id}"),
+    Look("get", f"{RUN}/log"),
+    Look("get", f"{RUN}/log", "offset=1&live=sse"),
+    Look("head", f"{RUN}/log"),
+    Look("post", CHAT, body={"id": "chat-1", "messages": [UI_MESSAGE]}),
+    Look("get", f"{CHAT}/{{chat_id}}/stream"),
+    Look("delete", f"{CHAT}/{{chat_id}}/stream"),
+    Look("get", f"{CHAT}/{{chat_id}}/messages"),
+    Look("post", f"{CHAT}/{{chat_id}}/stop"),
     Look("get", "/v1/admin/runs", "after={run}"),
     Look("get", "/v1/admin/runs", "agent_id={agent}"),
     Look("get", "/v1/admin/runs", "conversation_id={conversation}"),
@@ -211,6 +221,7 @@ UNKNOWN = {
     "run": "run-123e4567-e89b-42d3-8456-426614174000",
     "token": "token-123e4567-e89b-42d3-8456-426614174000",
     "otid": "otid-123e4567",
+    "chat": "chat-1",
     "key": "key-123e4567-e89b-42d3-8456-426614174000",
     "entry": "audit-123e4567-e89b-42d3-8456-426614174000",
     "tenant": "org-123e4567-e89b-42d3-8456-426614174000",
@@ -285,7 +296,7 @@ async def test_objects_of_another_tenant_are_answered_like_unknown_ones(server: 
     owner, stranger = await with_key(server, DEFAULT_TENANT), await with_key(server, OTHER_TENANT)
     token = await owner.post("/v1/tokens", json={"run_id": run_id, "scope": "read"})
     ids["token"] = token.json()["id"]
-    ids |= {"model": agent["id"], "tenant": DEFAULT_TENANT}
+    ids |= {"chat": "chat-1", "model": agent["id"], "tenant": DEFAULT_TENANT}
     ids |= {"response": response_id(run_id), "item": "msg_1"}
     ids |= {"agent_name": agent["id"], "thread_name": "t-1"}
     for name, path in (("key", "/v1/admin/keys"), ("entry", "/v1/admin/audit")):
