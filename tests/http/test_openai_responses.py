@@ -432,6 +432,26 @@ async def test_an_approval_is_asked_for_and_the_approved_call_is_an_item_with_it
     assert len(tool_functions.RAN) == ran + 1
 
 
+async def test_a_call_that_waited_for_the_approval_of_another_one_has_no_request(
+    live: LiveServer, agent: str
+) -> None:
+    asked = await created(live, agent, "[approve=deploy][with=add] Go")
+    by_type = {item["type"]: item for item in asked["output"]}
+    assert by_type["mcp_call"]["status"] == "incomplete"
+    request = by_type["mcp_approval_request"]
+    answer = {
+        "type": "mcp_approval_response",
+        "approval_request_id": request["id"],
+        "approve": True,
+    }
+    done = await created(live, agent, [answer], previous_response_id=asked["id"])
+    calls = {item["name"]: item for item in done["output"] if item["type"] == "mcp_call"}
+    assert calls["deploy"]["approval_request_id"] == request["id"]
+    assert calls["add"]["approval_request_id"] is None
+    assert calls["add"]["arguments"] == by_type["mcp_call"]["arguments"]
+    assert calls["add"]["output"] == "2"
+
+
 async def test_a_denied_call_does_not_run(live: LiveServer, agent: str) -> None:
     asked = await created(live, agent, "[tool=deploy] Go")
     answer = {

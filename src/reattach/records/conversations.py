@@ -329,6 +329,12 @@ def _forget_deleted(connection: Connection, limit: int) -> int:
             .where(runs.c.conversation_id == conversation_id)
             .values(input=(), input_text=None)
         )
+        # The frames of the others still show parts of their requests: see retries.forget_requests.
+        connection.execute(
+            update(runs)
+            .where(runs.c.conversation_id == conversation_id, runs.c.log_deleted_at.is_not(None))
+            .values(request_extras=None)
+        )
         gone = {"summary": None, "description": None}
         connection.execute(update(table).where(table.c.id == conversation_id).values(gone))
     return len(found)

@@ -1,11 +1,12 @@
-"""Runs of requests that a client has sent before, without a key that says so."""
+"""Requests in other dialects: sent again without a key that says so, and at last forgotten."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, bindparam, exists, select, update
 
-from reattach.domain.ids import TenantId
+from reattach.domain.ids import RunId, TenantId
 from reattach.records.base import Run
 from reattach.records.database import schema
 from reattach.records.repository import Repository
@@ -41,3 +42,16 @@ class Retries(Repository):
             )
 
         return await self._database.in_read(read)
+
+
+def forget_requests(connection: Connection, run_ids: Sequence[RunId]) -> None:
+    """Forget the requests of runs without logs, if their conversations were deleted.
+
+    Until then the frames of such a run repeat members of its request.
+    """
+    conversations = schema.conversations
+    of_deleted = exists().where(
+        conversations.c.id == _runs.c.conversation_id, conversations.c.deleted_at.is_not(None)
+    )
+    forgotten = update(_runs).where(_runs.c.id.in_(run_ids), of_deleted)
+    connection.execute(forgotten.values(request_extras=None))

@@ -46,7 +46,7 @@ from reattach.records.database.prepared import PreparedQuery
 from reattach.records.paging import SortOrder, page_of
 from reattach.records.repository import Repository
 from reattach.records.runs import audit as auditing
-from reattach.records.runs import cut_offs, hidden_events, orphans, timelines
+from reattach.records.runs import cut_offs, hidden_events, orphans, retries, timelines
 from reattach.records.runs.admission import admit, known_run, run_of
 from reattach.records.runs.audit import Standing
 from reattach.records.runs.hidden_events import HiddenEvent
@@ -441,12 +441,12 @@ class Runs(Repository):
 
     async def mark_log_deleted(self, run_ids: Sequence[RunId], at: datetime) -> None:
         """Record that the logs were deleted at ``at``. The time of the first call stays."""
-        runs = schema.runs
         abandoned = schema.abandoned_logs
 
         def write(connection: Connection) -> None:
-            kept = update(runs).where(runs.c.id.in_(run_ids), schema.LOG_KEPT)
+            kept = update(schema.runs).where(schema.runs.c.id.in_(run_ids), schema.LOG_KEPT)
             connection.execute(kept.values(log_deleted_at=at))
+            retries.forget_requests(connection, run_ids)
             timelines.forget(connection, list(run_ids))
             cut_offs.forget(connection, list(run_ids))
             connection.execute(delete(abandoned).where(abandoned.c.run_id.in_(run_ids)))

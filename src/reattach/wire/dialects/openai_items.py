@@ -29,8 +29,9 @@ Json = dict[str, Any]
 SERVER_LABEL: Final = "reattach"
 """The name under which the tools of the server appear, as those of an MCP server."""
 
-APPROVED: Final = "approved_calls"
-"""The member of ``RunFacts.given`` with the arguments of approved calls, by their ids."""
+EARLIER_CALLS: Final = "earlier_calls"
+"""The member of ``RunFacts.given`` with calls of the run before, which this one answers: by their
+ids their arguments, and whether they needed an approval."""
 
 SERVER_TOOLS: Final = "server_tools"
 """The member of ``RunFacts.given`` with the form of calls that the server runs."""

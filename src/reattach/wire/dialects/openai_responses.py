@@ -27,7 +27,7 @@ from reattach.domain.messages import (
 )
 from reattach.wire.dialects.dialect import RunFacts
 from reattach.wire.dialects.openai_items import (
-    APPROVED,
+    EARLIER_CALLS,
     SERVER_TOOLS,
     Json,
     approval_request_item,
@@ -324,15 +324,15 @@ class ResponseFold:
             return
         call = self._calls.pop(part.tool_call_id, None)
         if call is None:  # An earlier response has the call.
-            approved = self._facts.given.get(APPROVED) or {}
-            arguments = approved.get(part.tool_call_id, "{}")
+            known = (self._facts.given.get(EARLIER_CALLS) or {}).get(part.tool_call_id)
+            arguments, was_approved = known or ("{}", True)
             call = _Call("mcp", part.tool_call_id, part.name, [arguments], len(self._items))
-            begun = mcp_call_item(call.id, call.name, "", was_approved=True)
+            begun = mcp_call_item(call.id, call.name, "", was_approved=was_approved)
             yield from self._begin(begun)
             yield self._frame("mcp_call.in_progress", call.position)
             members: dict[str, Any] = {**call.position, "arguments": arguments}
             yield self._frame("mcp_call_arguments.done", members)
-            item = mcp_call_item(call.id, call.name, arguments, "", part, was_approved=True)
+            item = mcp_call_item(call.id, call.name, arguments, "", part, was_approved=was_approved)
         else:
             item = call.item("", part)
         kind = "completed" if part.status == "success" else "failed"

@@ -46,7 +46,7 @@ from reattach.http.schemas.fields import OrderParam
 from reattach.records.base import Agent, Conversation, Run, Target, Thread
 from reattach.runs.translation.facts import facts_of
 from reattach.wire.dialects.openai_items import (
-    APPROVED,
+    EARLIER_CALLS,
     SERVER_TOOLS,
     SETTINGS,
     input_items,
@@ -121,7 +121,7 @@ async def create_response(
     check_images((*parsed.earlier, *parsed.new), to_private=to_private)
     given = _given(body, server_tools)
     if any(isinstance(part, ApprovalPart) for part in parsed.new[0].parts):
-        given[APPROVED] = await _waiting_arguments(context, access, place, parsed)
+        given[EARLIER_CALLS] = await _waiting_calls(context, access, place, parsed)
     send = DialectSend(
         dialect=_FAMILY,
         agent=place.agent,
@@ -296,16 +296,16 @@ def _client_tools(body: ResponseCreate) -> tuple[ClientTool, ...]:
     return tuple(tools.values())
 
 
-async def _waiting_arguments(
+async def _waiting_calls(
     context: Context, access: Access, place: _Place, parsed: ResponseInput
-) -> Mapping[str, str]:
-    """Return the arguments of the calls that wait for an answer, by their ids."""
+) -> Mapping[str, tuple[str, bool]]:
+    """Return the arguments of the calls that wait, and whether it is for an approval."""
     waiting: list[Message] = list(parsed.earlier)
     if place.thread is not None:
         pending = await context.records.messages.pending(access.tenant, place.thread)
         waiting = [] if pending is None else [pending.request]
     return {
-        part.tool_call_id: part.arguments
+        part.tool_call_id: (part.arguments, part.needs_approval)
         for message in waiting
         for part in message.parts
         if isinstance(part, ToolCallPart)

@@ -1,0 +1,86 @@
+"""Conversations that a run creates with itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from reattach.domain.errors import ConversationKeyTakenError, NotFoundError
+from reattach.domain.ids import new_message_id
+from reattach.records.base import RequestExtras, RunCreated, Thread
+from reattach.records.runs.openings import ConversationKey, Opening
+from tests.support.record_samples import (
+    OURS,
+    World,
+    a_conversation,
+    a_message,
+    a_run,
+    a_settlement,
+    a_system_message,
+    at,
+    first,
+    ids,
+)
+
+
+async def test_a_run_in_a_new_fork_shares_the_messages_up_to_the_given_one(world: World) -> None:
+    _, (one, two, _three) = await world.turn("one", "two", "three")
+    system, more = a_system_message(), a_message("more")
+    fork = a_conversation(world.agent.id)
+    opening = Opening(fork, system, earlier=(more,), source=world.thread, up_to=two.id)
+    run = a_run(Thread(world.agent.id, fork.id))
+    created = await world.records.runs.create(OURS, run, None, (), opening=opening)
+    assert created == RunCreated(run)
+    history = await world.records.messages.history(OURS, run.thread)
+    assert history == [system, one, two, more]
+
+
+async def test_a_fork_that_cannot_be_made_leaves_neither_a_run_nor_a_conversation(
+    world: World,
+) -> None:
+    await world.turn("one")
+    before = ids(await world.records.conversations.list(OURS, first()))
+    runs = ids(await world.records.runs.list(OURS, first()))
+    fork = a_conversation(world.agent.id)
+    opening = Opening(fork, a_system_message(), source=world.thread, up_to=new_message_id())
+    with pytest.raises(NotFoundError):
+        await world.records.runs.create(
+            OURS, a_run(Thread(world.agent.id, fork.id)), None, (), opening=opening
+        )
+    assert ids(await world.records.conversations.list(OURS, first())) == before
+    assert ids(await world.records.runs.list(OURS, first())) == runs
+
+
+async def test_a_key_opens_one_conversation_and_names_it_from_then_on(world: World) -> None:
+    key = ConversationKey(world.agent.id, "chat", "chat-1")
+    conversations = [a_conversation(world.agent.id) for _ in range(2)]
+    run = a_run(Thread(world.agent.id, conversations[0].id))
+    opening = Opening(conversations[0], a_system_message(), key)
+    await world.records.runs.create(OURS, run, None, (), opening=opening)
+    assert await world.records.conversation_keys.find(OURS, key) == conversations[0].id
+    late = Opening(conversations[1], a_system_message(), key)
+    with pytest.raises(ConversationKeyTakenError):
+        await world.records.runs.create(
+            OURS, a_run(Thread(world.agent.id, conversations[1].id)), None, (), opening=late
+        )
+    with pytest.raises(NotFoundError):
+        await world.records.conversations.get(OURS, conversations[1].id)
+
+
+@pytest.mark.parametrize("log_goes_first", [True, False])
+async def test_a_deleted_conversation_keeps_nothing_of_its_requests_without_their_logs(
+    world: World, log_goes_first: bool
+) -> None:
+    extras = RequestExtras(given='{"instructions": "a secret"}')
+    run = a_run(world.thread, request_extras=extras)
+    runs, conversations = world.records.runs, world.records.conversations
+    await runs.create(OURS, run, None, ())
+    await runs.settle(run.id, a_settlement())
+    await conversations.delete(OURS, world.conversation.id)
+    if log_goes_first:
+        await runs.mark_log_deleted([run.id], at(1))
+        await conversations.forget_deleted(10)
+    else:
+        await conversations.forget_deleted(10)
+        assert (await runs.get(OURS, run.id)).request_extras == extras
+        await runs.mark_log_deleted([run.id], at(1))
+    assert (await runs.get(OURS, run.id)).request_extras is None
