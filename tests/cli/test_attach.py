@@ -195,6 +195,18 @@ def test_the_exit_status_says_whether_the_run_failed(
     assert ended.status == status, ended.err
 
 
+def test_control_characters_of_an_answer_are_shown_as_escapes_and_line_ends_as_they_are(
+    server: ServerProcess,
+) -> None:
+    """An answer must not rename the window, move the cursor, or write into the clipboard."""
+    conversation_id = begun(server, "\x1b]0;renamed\x07\x9b2J\r\tnext\nline")
+    with httpx2.Client(base_url=server.url) as http:
+        [run] = http.get("/v1/runs/", params={"conversation_id": conversation_id}).json()
+    ended = reattach_here("attach", "--run-id", run["id"], "--url", server.url)
+    assert "\\x1b]0;renamed\\x07\\x9b2J\\r\tnext\nline" in ended.out
+    assert not {"\x1b", "\x07", "\x9b", "\r"} & {*ended.out, *ended.err}
+
+
 def test_programs_get_each_event_once_as_a_line_of_json(server: ServerProcess) -> None:
     conversation_id = begun(server, "[chunks=4]")
     with httpx2.Client(base_url=server.url) as http:

@@ -18,6 +18,7 @@ from reattach.cli.doctor import doctor
 from reattach.cli.following import attach
 from reattach.cli.keys import keys
 from reattach.cli.options import fail, show_version
+from reattach.cli.printable import sentence_of
 from reattach.cli.runs import runs
 from reattach.cli.serving import models, serve
 from reattach.cli.tokens import tokens
@@ -79,4 +80,4 @@ def main() -> None:
     try:
         app(prog_name="reattach")
     except ReattachError as error:
-        fail(error.detail)
+        fail(sentence_of(error))

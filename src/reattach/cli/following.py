@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reattach.cli.options import fail
+from reattach.cli.printable import printable
 from reattach.cli.remote.completion import active_run_ids, agent_ids, conversation_ids
 from reattach.cli.remote.server import DEFAULT_URL, ApiKey, Url, explained
 from reattach.domain.errors import ReattachError
@@ -202,7 +203,7 @@ class Reporter:
     def _write(self, text: str) -> None:
         """Write a line, after a line break if the answer may have left one unfinished."""
         line_end = "\n" if self.cursor > self._start else ""
-        typer.echo(f"{line_end}reattach: {text}", err=True)
+        typer.echo(f"{line_end}reattach: {printable(text)}", err=True)
 
 
 def show_json(event: "Event") -> None:
@@ -211,17 +212,21 @@ def show_json(event: "Event") -> None:
 
 
 def _show(event: "Event") -> None:
-    """Write the answer to standard output, and other events to standard error."""
+    """Write the answer to standard output, and other events to standard error.
+
+    Control characters are shown as escapes, because a model or a tool may have been made to write
+    them; ``--json`` has the exact text.
+    """
     match event["message_type"]:
         case "assistant_message":
-            typer.echo(event["content"], nl=False)
+            typer.echo(printable(event["content"]), nl=False)
         case "reasoning_message":
-            typer.echo(event["reasoning"], nl=False, err=True)
+            typer.echo(printable(event["reasoning"]), nl=False, err=True)
         case "tool_call_message" | "approval_request_message" | "tool_return_message":
             typer.echo(f"\n[{event['message_type']}]", err=True)
         case "error_message":
-            typer.echo(f"\n{event['error_type']}: {event['message']}", err=True)
+            typer.echo(printable(f"\n{event['error_type']}: {event['message']}"), err=True)
         case "stop_reason":
-            typer.echo(f"\n[{event['stop_reason']}]", err=True)
+            typer.echo(printable(f"\n[{event['stop_reason']}]"), err=True)
         case _:
             pass

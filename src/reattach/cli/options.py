@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
+from reattach.cli.printable import printable
+
 if TYPE_CHECKING:
     from reattach.settings import Settings
 
@@ -93,5 +95,5 @@ def records_url(settings: "Settings", *, makes: bool = True) -> str:
 
 def fail(text: str) -> NoReturn:
     """Exit with one line on standard error and status 1."""
-    sys.stderr.write(f"reattach: {text}\n")
+    sys.stderr.write(f"reattach: {printable(text)}\n")
     raise SystemExit(1)

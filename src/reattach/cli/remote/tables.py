@@ -7,6 +7,7 @@ from datetime import datetime
 
 import typer
 
+from reattach.cli.printable import one_line
 from reattach.domain.clock import SystemClock
 
 
@@ -23,7 +24,11 @@ class Column:
 
 
 def show_rows(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows: with a head and aligned on a terminal, else with tabs and nothing left out."""
+    """Print rows: with a head and aligned on a terminal, else with tabs and nothing left out.
+
+    Control characters in cells are shown as escapes.
+    """
+    rows = [[one_line(text) for text in row] for row in rows]
     if not sys.stdout.isatty() or not rows:
         for row in rows:
             typer.echo("\t".join(row))
@@ -57,11 +62,6 @@ STYLES = {
     "revoked": "yellow",
 }
 """Colours of states on a terminal; ``NO_COLOR`` turns them off."""
-
-
-def one_line(text: object) -> str:
-    """Return a text with its line ends, tabs and control characters as escapes."""
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in str(text))
 
 
 def moment_of(text: str) -> datetime:

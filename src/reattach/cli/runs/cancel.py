@@ -7,6 +7,7 @@ from urllib.parse import quote
 import typer
 
 from reattach.cli.options import AsJson
+from reattach.cli.printable import printable, sentence_of
 from reattach.cli.remote.completion import active_run_ids
 from reattach.cli.remote.server import RemoteServer, with_server_flags
 from reattach.domain.errors import ReattachError
@@ -43,7 +44,7 @@ def cancel_runs(
             if error.status not in _OF_ONE_RUN:
                 raise
             missing.append(one)
-            typer.echo(f"reattach: {error.detail}", err=True)
+            typer.echo(f"reattach: {printable(sentence_of(error))}", err=True)
             continue
         if not as_json:
             typer.echo(f"{one}\t{statuses.get(one, 'unknown')}")

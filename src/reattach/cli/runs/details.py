@@ -8,6 +8,7 @@ from urllib.parse import quote
 import typer
 
 from reattach.cli.options import AsJson
+from reattach.cli.printable import one_line
 from reattach.cli.remote.completion import run_ids
 from reattach.cli.remote.server import RemoteServer, with_server_flags
 from reattach.cli.remote.tables import (
@@ -16,7 +17,6 @@ from reattach.cli.remote.tables import (
     duration_text,
     lag_text,
     moment_of,
-    one_line,
     seconds_since,
     show_rows,
     size_text,

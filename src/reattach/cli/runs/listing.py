@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from reattach.cli.options import AsJson
+from reattach.cli.printable import one_line
 from reattach.cli.remote.completion import agent_ids, conversation_ids, model_handles
 from reattach.cli.remote.server import RemoteServer, with_server_flags
 from reattach.cli.remote.tables import (
@@ -15,7 +16,6 @@ from reattach.cli.remote.tables import (
     count_text,
     duration_text,
     lag_text,
-    one_line,
     seconds_since,
     show_rows,
 )

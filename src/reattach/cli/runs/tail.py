@@ -10,9 +10,9 @@ from urllib.parse import quote
 import typer
 
 from reattach.cli.following import Reporter, follow, show_json
+from reattach.cli.printable import one_line
 from reattach.cli.remote.completion import run_ids
 from reattach.cli.remote.server import RemoteServer, with_server_flags
-from reattach.cli.remote.tables import one_line
 
 if TYPE_CHECKING:
     from reattach.client import Event

@@ -9,6 +9,7 @@ from typing import Final
 from rich.console import Console
 from rich.live import Live
 
+from reattach.cli.printable import sentence_of
 from reattach.cli.remote.server import explained
 from reattach.cli.top.keys import Keyboard
 from reattach.cli.top.samples import Sample, Sampler
@@ -132,5 +133,5 @@ class LiveTable:
         try:
             self._view.note = f"{run_id}: {await self._sampler.cancel(run_id)}"
         except ReattachError as error:
-            self._view.note = explained(error, self._url, self._key).detail
+            self._view.note = sentence_of(explained(error, self._url, self._key))
         self._draw()

@@ -7,12 +7,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from reattach.cli.printable import one_line
 from reattach.cli.remote.tables import (
     STYLES,
     count_text,
     duration_text,
     lag_text,
-    one_line,
     seconds_since,
     size_text,
 )
@@ -105,7 +105,9 @@ def _head(sample: Sample, view: View, url: str, trouble: str | None) -> Text:
         overflow="ellipsis",
     )
     if trouble is not None:
-        head = Text(f"{trouble} Shown: {sample.at:%H:%M:%S} UTC.", style="red", no_wrap=True)
+        head = Text(
+            f"{one_line(trouble)} Shown: {sample.at:%H:%M:%S} UTC.", style="red", no_wrap=True
+        )
     elif view.is_paused:
         head.append("  PAUSED", style="yellow bold")
     return head
@@ -113,14 +115,14 @@ def _head(sample: Sample, view: View, url: str, trouble: str | None) -> Text:
 
 def _foot(view: View, first: int, count: int, total: int, columns: int) -> Text:
     if view.asks:
-        return Text(f"Cancel {view.selected}? y/n", style="yellow bold")
+        return Text(f"Cancel {one_line(view.selected)}? y/n", style="yellow bold")
     if view.is_typing:
         return Text(f"Filter: {view.filter}▌  (Enter keeps it, Esc clears it)", no_wrap=True)
     way = "▼" if view.is_downwards else "▲"
     parts = [f"{first + 1}-{first + count} of {total}" if count else "", f"by {view.order} {way}"]
     if view.filter:
         parts.append(f"filter {view.filter!r}")
-    parts.append(view.note or _HELP)
+    parts.append(one_line(view.note) if view.note else _HELP)
     foot = Text("  ".join(part for part in parts if part), style="dim", no_wrap=True)
     foot.truncate(columns, overflow="ellipsis")
     return foot
@@ -145,7 +147,7 @@ def _table(columns: Sequence[tuple[str, int]], rows: Sequence[Sequence[str]], wi
             min_width=_RUN_ID_CHARS if name == "RUN" else None,
         )
     for row in rows:
-        table.add_row(*(Text(row[at], style=STYLES.get(row[at], "")) for at in shown))
+        table.add_row(*(Text(one_line(row[at]), style=STYLES.get(row[at], "")) for at in shown))
     return table
 
 

@@ -1,0 +1,39 @@
+"""Texts of servers, models and agents as a terminal may show them.
+
+A control character could move the cursor, rename the window or write into the clipboard, so it is
+shown as its escape.
+"""
+
+import re
+import unicodedata
+from typing import Final
+
+from reattach.domain.errors import ReattachError
+
+_KEPT: Final = frozenset("\n\t")
+_UNSAFE: Final = frozenset({"Cc", "Cs"})
+"""The categories of control characters, and of half surrogate pairs, which cannot be encoded."""
+
+_PREFIX: Final = re.compile(r"\A(?:[A-Z]+(?:_[A-Z]+)*: )+")
+"""Codes before the text of an error, which clients of the Letta API expect."""
+
+
+def one_line(text: object) -> str:
+    """Return a text with its line ends, tabs and control characters as escapes."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in str(text))
+
+
+def printable(text: object) -> str:
+    """Return a text with its control characters as escapes, except line feeds and tabs."""
+    given = str(text)
+    if given.isprintable():
+        return given
+    return "".join(
+        repr(one)[1:-1] if one not in _KEPT and unicodedata.category(one) in _UNSAFE else one
+        for one in given
+    )
+
+
+def sentence_of(error: ReattachError) -> str:
+    """Return the text of an error for a person: without the codes before it."""
+    return _PREFIX.sub("", error.detail)
