@@ -65,7 +65,7 @@ class Events:
         raw, _, self._buffer = self._buffer.partition(b"\n\n")
         lines = [line for line in raw.decode().split("\n") if not line.startswith(":")]
         name, data = lines
-        return name.removeprefix("event: "), json.loads(data.removeprefix("data: "))
+        return name.removeprefix("event: "), json.loads(data.removeprefix("data:"))
 
     async def rest(self) -> list[tuple[str, Any]]:
         found = []
@@ -245,8 +245,8 @@ async def test_an_event_stream_from_any_offset_of_an_ended_run_has_the_rest(
     path, whole = await ended_run(live)
     for seq in range(len(whole) + 1):
         response = await read(live, path, offset=at(seq), live="sse")
-        data = [line for line in response.text.split("\n") if line.startswith("data: [")]
-        assert [one for line in data for one in json.loads(line[6:])] == whole[seq:]
+        data = [line for line in response.text.split("\n") if line.startswith("data:[")]
+        assert [one for line in data for one in json.loads(line[5:])] == whole[seq:]
         assert response.text.endswith(f'{{"streamNextOffset":"{at(len(whole))}",'
                                       '"upToDate":true,"streamClosed":true}\n\n')  # fmt: skip
 

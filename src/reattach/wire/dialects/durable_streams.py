@@ -79,7 +79,10 @@ class Content(Protocol):
         """Return the body of a response with the messages of joined frames."""
 
     def lines(self, frames: bytes) -> list[bytes]:
-        """Return the lines of a data event with the messages of joined frames, at least one."""
+        """Return the lines of a data event with the messages of joined frames, at least one.
+
+        Clients drop a space at the start of a line, so a line that begins with one has two.
+        """
 
 
 class JsonContent:
@@ -109,7 +112,7 @@ class _Control(msgspec.Struct, rename="camel", omit_defaults=True):
 
 def data_event(content: Content, frames: bytes) -> bytes:
     """Return the event with the messages of joined frames. A control event must follow."""
-    lines = b"".join(b"data: %b\n" % line for line in content.lines(frames))
+    lines = b"".join(b"data:%b\n" % line for line in content.lines(frames))
     return b"event: data\n%b\n" % lines
 
 
@@ -121,4 +124,4 @@ def control_event(
     ``up_to_date``: it has all events there are; ``closed``: none will follow.
     """
     control = _Control(offset_text(next_), None if closed else cursor, up_to_date, closed)
-    return b"event: control\ndata: %b\n\n" % msgspec.json.encode(control)
+    return b"event: control\ndata:%b\n\n" % msgspec.json.encode(control)

@@ -69,7 +69,7 @@ class LogReads:
         """Return the answer to a HEAD: the type of the log and its end."""
         head = await extent(self._runs, self._target)
         headers = {**_headers(head.last_seq, closed=head.closed), **_NO_STORE}
-        response = Response(headers=headers, media_type=self._content.content_type)
+        response = Response(headers={**headers, "content-type": self._content.content_type})
         del response.headers["content-length"]  # It would be that of a GET.
         return response
 
