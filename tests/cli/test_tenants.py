@@ -139,6 +139,10 @@ def test_an_export_has_the_rows_and_the_events_of_its_tenant_only(used: Used) ->
     assert used.run_ids[DEFAULT_TENANT] not in text
     assert f"words of {TENANT}" in text
     assert not {name for line in lines for name in line if "secret" in name}
+    audited = [line for line in lines if line["type"] == "audit_entry"]
+    assert {line["action"] for line in audited} >= {"key.created", "tenant.exported"}
+    for line in audited:  # A user of the command line, whom the tenant does not know.
+        assert (line["actor_kind"], line["actor_id"], line["actor_name"]) == ("cli", None, None)
     places = [line["type"] for line in lines]
     order = [places.index(kind) for kind in EXPORTED.values() if kind in places]
     assert order == sorted(order)
@@ -181,7 +185,8 @@ def test_a_deleted_tenant_leaves_no_row_and_no_log_and_the_other_keeps_its_own(u
     for kind in kinds:
         assert [x for x in after if x["type"] == kind] == [x for x in before if x["type"] == kind]
     again = used.tenants("delete", TENANT, "--yes")
-    assert (again.status, "Nothing of the tenant" in again.err) == (0, True)
+    assert (again.status, "Nothing of the tenant" in again.err) == (1, True)
+    assert "`reattach tenants list`" in again.err
     [entry, begun] = audited(used)
     assert (entry[0], entry[1], begun[0]) == ("tenant.deleted", TENANT, "tenant.deletion_begun")
 
@@ -217,7 +222,7 @@ def test_a_running_server_refuses_the_keys_and_deletes_the_logs_of_a_deleted_ten
         ended = used.tenants("delete", TENANT, "--yes")
 
         assert ended.status == 0, ended.err
-        assert "The server deletes them within a minute" in ended.err
+        assert "The running server deletes its 1 event log within a minute" in ended.err
         assert client.get("/v1/agents/").status_code == 401
         assert used.words(f"words of {TENANT}") == set()
         server.stop()

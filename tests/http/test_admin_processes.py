@@ -75,8 +75,9 @@ async def test_a_tenant_sees_its_own_counts_and_no_machine(live: LiveServer) -> 
             None,
             None,
         )
+        assert (one["stores"], one["event_loop_lag_seconds"]) == ([], None)
         (one,) = (await ours.get(PROCESSES)).json()["items"]
-        assert (one["open_runs"], one["host"]) == (1, None)
+        assert (one["open_runs"], one["host"], one["stores"]) == (1, None, [])
         refused = await theirs.get(PROCESSES, params={"tenant": DEFAULT_TENANT})
         assert (refused.status_code, refused.json()["missing_scope"]) == (403, "operator")
         assert (await theirs.get(PROCESSES, params={"tenant": stranger})).status_code == 200

@@ -253,23 +253,26 @@ def test_a_directory_that_a_server_holds_is_not_restored_into(backup: Path, tmp_
 
 
 @pytest.mark.parametrize("name", ["records.db", "events.db"])
-def test_a_damaged_backup_is_refused_and_leaves_the_directory_usable(
+def test_no_server_starts_on_a_directory_into_which_a_damaged_backup_was_to_be_restored(
     backup: Path, tmp_path: Path, name: str
 ) -> None:
+    shutil.copytree(backup, tmp_path / "whole")
     damaged = bytearray((backup / name).read_bytes())
     damaged[len(damaged) // 2] ^= 1
     (backup / name).write_bytes(damaged)
     with pytest.raises(StartupError, match=rf"{name} is not the file that was backed up"):
         restore_backup(backup, tmp_path / "restored")
-    assert names(tmp_path / "restored") <= {"reattach.lock"}
+    assert names(tmp_path / "restored") == {"reattach.lock", "reattach.restoring"}
     (backup / name).write_bytes(damaged[:-1])
     with pytest.raises(StartupError, match=rf"{name} is not the file that was backed up"):
         restore_backup(backup, tmp_path / "restored")
     (backup / name).unlink()
     with pytest.raises(StartupError, match=rf"{name} of the backup .* cannot be read"):
         restore_backup(backup, tmp_path / "restored")
-    with datadir.lock(tmp_path / "restored"):
-        pass
+    with pytest.raises(StartupError, match="failed or was interrupted"):
+        with_server(tmp_path / "restored", lambda records: records.keys.exist())
+    restore_backup(tmp_path / "whole", tmp_path / "restored")
+    assert len(with_server(tmp_path / "restored", lambda records: records.keys.list(None))) == 1
 
 
 @pytest.mark.parametrize(
@@ -292,6 +295,18 @@ def test_a_backup_that_this_version_cannot_read_is_refused(
     assert not (tmp_path / "restored").exists()
 
 
+def test_no_server_starts_on_a_directory_whose_disk_had_no_space_for_the_backup(
+    backup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+        with pytest.raises(StartupError, match="MiB free"):
+            restore_backup(backup, tmp_path / "restored")
+    with pytest.raises(StartupError, match="failed or was interrupted"):
+        with_server(tmp_path / "restored", lambda records: records.keys.exist())
+
+
 def test_no_server_starts_on_a_part_of_a_backup_until_the_restoration_is_repeated(
     backup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,7 +323,7 @@ def test_no_server_starts_on_a_part_of_a_backup_until_the_restoration_is_repeate
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 9
 
-    with pytest.raises(StartupError, match="its restoration was interrupted"):
+    with pytest.raises(StartupError, match="failed or was interrupted"):
         with_server(restored, lambda records: records.keys.exist())
     assert "restoration" in {one.what for one in datadir.check(restored) if one.level == "wrong"}
     restore_backup(backup, restored)

@@ -4,7 +4,7 @@ An entry is written in the transaction of its act, so that neither exists withou
 """
 
 import builtins
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -165,15 +165,31 @@ def _without_outsiders(
     connection: Connection, tenant: TenantId, entries: list[AuditEntry]
 ) -> list[AuditEntry]:
     """Return the entries without the names and ids of actors who are not of the tenant."""
-    keys = {entry.actor_id for entry in entries if entry.actor_kind == "key"}
-    of_tenant = select(_keys.c.id).where(_keys.c.tenant == tenant, _keys.c.id.in_(keys))
-    own = {*connection.scalars(of_tenant)} if keys else set()
+    own = own_actors(connection, tenant, {(one.actor_kind, one.actor_id) for one in entries})
     return [
         entry
-        if entry.actor_kind in {"token", "open"} or entry.actor_id in own
+        if (entry.actor_kind, entry.actor_id) in own
         else replace(entry, actor_id=None, actor_name=None)
         for entry in entries
     ]
+
+
+def own_actors(
+    connection: Connection, tenant: TenantId, actors: Set[tuple[str, str | None]]
+) -> Set[tuple[str, str | None]]:
+    """Return those of the actors, each a kind and an id, who are of the tenant.
+
+    The others are keys of other tenants and users of the command line; the tenant may know neither
+    their ids nor their names.
+    """
+    keys = {actor_id for kind, actor_id in actors if kind == "key"}
+    of_tenant = select(_keys.c.id).where(_keys.c.tenant == tenant, _keys.c.id.in_(keys))
+    own = {*connection.scalars(of_tenant)} if keys else set()
+    return {
+        (kind, actor_id)
+        for kind, actor_id in actors
+        if kind in {"token", "open"} or actor_id in own
+    }
 
 
 def _delete(connection: Connection, ordinals: Any) -> None:

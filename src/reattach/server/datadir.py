@@ -36,7 +36,7 @@ _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _LOCK_NAME: Final = "reattach.lock"
 _BOOT_NAME: Final = "reattach.boot"
 _RESTORING_NAME: Final = "reattach.restoring"
-"""Exists while a backup is being restored, and after a restoration that was interrupted."""
+"""Exists while a backup is being restored, and after a restoration that did not finish."""
 _OF_THE_FILE_SYSTEM: Final = "lost+found"
 """A directory at the root of a mounted disk."""
 _UNKNOWN: Final = "unknown"
@@ -132,7 +132,7 @@ def lock(data_dir: Path, *, restores: bool = False) -> Iterator[None]:
 
     The kernel releases the lock of a killed process. Raises StartupError if the directory is owned
     already, by another process or by this one, and unless this process ``restores`` a backup, if
-    the restoration of one was interrupted.
+    the restoration of one did not finish.
     """
     make(data_dir)
     place = data_dir.resolve()
@@ -158,9 +158,10 @@ def lock(data_dir: Path, *, restores: bool = False) -> Iterator[None]:
         os.pwrite(lock, str(os.getpid()).encode("ascii"), 0)
         if is_being_restored(data_dir) and not restores:
             raise StartupError(
-                f"The data directory {data_dir} has only a part of a backup: its restoration was "
+                f"The restoration of a backup into the data directory {data_dir} failed or was "
                 "interrupted.",
-                remedy="Run `reattach restore` again, or remove the files in the directory.",
+                remedy="Run `reattach restore` again, or remove the directory to begin without "
+                "the backup.",
             )
         _opened.add(place)
         try:
@@ -180,7 +181,7 @@ def is_empty_part(file: Path) -> bool:
 
 
 def is_being_restored(data_dir: Path) -> bool:
-    """Return whether a backup is being restored, or its restoration was interrupted."""
+    """Return whether a backup is being restored, or its restoration did not finish."""
     return (data_dir / _RESTORING_NAME).exists()
 
 
@@ -318,11 +319,11 @@ def _space(place: Path) -> Diagnostic:
 
 
 def _restoration(data_dir: Path) -> list[Diagnostic]:
-    """Report a backup of which the directory has only a part."""
+    """Report a backup that the directory does not have as a whole."""
     if not is_being_restored(data_dir):
         return []
-    detail = f"{data_dir} has only a part of a backup, so no server starts on it"
-    remedy = "Wait for `reattach restore`, or run it again if it was interrupted."
+    detail = f"the restoration of a backup into {data_dir} has not finished: no server starts on it"
+    remedy = "Wait for `reattach restore`, or run it again if it failed or was interrupted."
     return [Diagnostic("wrong", "restoration", detail, remedy)]
 
 

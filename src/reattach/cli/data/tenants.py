@@ -150,13 +150,14 @@ def delete_tenant(
 ) -> None:
     """Delete everything of a tenant, for ever; its keys stop working first.
 
-    Export it before if you may need it again. Repeat the command if it was interrupted.
+    Export it before if you may need it again. Repeat the command if it was interrupted. A tenant of
+    which nothing exists is an error.
     """
     settings = settings_with(**stores)
     if not yes:
         _confirm(tenant)
 
-    async def run(records: "Records") -> "Deletion | None":
+    async def run(records: "Records") -> "Deletion":
         from reattach.server.tenants.deletion import delete_tenant as delete
         from reattach.server.tenants.logs import own_log
 
@@ -176,18 +177,17 @@ def delete_tenant(
             )
 
     deletion = with_records(settings, run, makes=False)
-    rows = {} if deletion is None else dict(deletion.rows)
-    logs = 0 if deletion is None else deletion.logs
+    rows, left = dict(deletion.rows), deletion.are_logs_left
     if as_json:
-        left = deletion is not None and deletion.are_logs_left
-        typer.echo(json.dumps({"tenant": tenant, "rows": rows, "logs": logs, "logs_left": left}))
-    if deletion is None:
-        typer.echo(f"Nothing of the tenant {tenant} exists.", err=True)
-        return
+        answer = {"tenant": tenant, "rows": rows, "logs": deletion.logs, "logs_left": left}
+        typer.echo(json.dumps(answer))
     counts = ", ".join(f"{count} {name}" for name, count in rows.items())
-    when = "The server deletes them within a minute." if deletion.are_logs_left else ""
+    logs = f"{deletion.logs} event log{'s' if deletion.logs != 1 else ''}"
     typer.echo(
-        f"Deleted the tenant {tenant}: {counts}, and the logs of {logs} runs. {when}".rstrip(),
+        f"Deleted the tenant {tenant}: {counts}. The running server deletes its {logs} within a "
+        "minute."
+        if left
+        else f"Deleted the tenant {tenant}: {counts}, and {logs}.",
         err=True,
     )
 

@@ -38,8 +38,13 @@ def require_direct_loopback(scope: Scope, headers: Mapping[bytes, bytes]) -> Non
     if not _is_here(scope.get("server")):
         raise NotOnThisMachineError("this request used an address that other machines can reach")
     host = headers.get(b"host", b"").decode("latin-1")
-    if not is_loopback(_without_port(host)):
+    if not is_loopback_host(host):
         raise MisdirectedError(host)
+
+
+def is_loopback_host(host: str) -> bool:
+    """Return whether a ``Host`` header, with or without a port, has a loopback name."""
+    return is_loopback(_without_port(host))
 
 
 def _is_here(end: tuple[str, int | None] | None) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import ColumnElement, Connection, RowMapping, Table, func, select
 
 from reattach.domain.ids import RunId, TenantId
+from reattach.records.audit_log import own_actors
 from reattach.records.database import schema
 from reattach.records.paging import fetch_page
 from reattach.records.tenants.tables import (
@@ -41,6 +42,8 @@ def page_after(connection: Connection, table: Table, tenant: TenantId, after: in
     if not found:
         return ExportPage((), None)
     lines = [_line(EXPORTED[table], table, row) for row in found]
+    if table is schema.audit_log:
+        _hide_outsiders(connection, tenant, lines)
     ids = [row["id"] for row in found]
     for child, (kind, parent) in EXPORTED_WITH_PARENTS.items():
         if parent is table:
@@ -71,6 +74,16 @@ def _is_of(table: Table, tenant: TenantId) -> ColumnElement[bool]:
         if [column.name for column in index.columns] == ["tenant", "ordinal"]:
             return table.c.tenant == tenant
     return func.coalesce(table.c.tenant, "") == tenant
+
+
+def _hide_outsiders(connection: Connection, tenant: TenantId, lines: Sequence[Line]) -> None:
+    """Remove the ids and names of actors who are not of the tenant, as its audit log does."""
+    entries = [values for _, values in lines]
+    actors = {(values["actor_kind"], values["actor_id"]) for values in entries}
+    own = own_actors(connection, tenant, actors)
+    for values in entries:
+        if (values["actor_kind"], values["actor_id"]) not in own:
+            values["actor_id"] = values["actor_name"] = None
 
 
 def _children(

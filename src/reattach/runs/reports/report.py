@@ -95,7 +95,10 @@ class ProcessReport(Struct, frozen=True):
     readers: Sequence[Reader] = ()
 
     def for_tenant(self, tenant: TenantId) -> "ProcessReport":
-        """Return the part that a tenant may see: its own runs and readers, and no machine."""
+        """Return the part that a tenant may see: its own runs and readers.
+
+        Everything else says how much other tenants use the process.
+        """
         share = self.tenants.get(tenant, TenantShare())
         return msgspec.structs.replace(
             self,
@@ -103,6 +106,8 @@ class ProcessReport(Struct, frozen=True):
             pid=None,
             connections=None,
             memory_bytes=None,
+            event_loop_lag_seconds=None,
+            stores=(),
             run_count=share.runs,
             reader_count=share.readers,
             contradictions={},

@@ -25,20 +25,21 @@ from reattach.server.backup.snapshot import OnStep
 def restore_backup(source: Path, data_dir: Path, on_step: OnStep = lambda *_: None) -> Manifest:
     """Copy the databases of the backup into the data directory.
 
-    If this is interrupted, no server starts on the directory until a restoration has finished.
+    If this fails or is interrupted, no server starts on the directory until a restoration has
+    finished: it would be empty, and new data would keep the backup from being restored.
 
     Raises:
         StartupError: The backup is damaged, incomplete or too new, a server uses the directory, it
-            has data, or its disk is full. The directory has no data then.
+            has data, or its disk is full. Nothing of the backup is in the directory then.
     """
     manifest = read_manifest(source)
     _check(manifest, source)
     with datadir.lock(data_dir, restores=True):
         if not datadir.is_being_restored(data_dir):
             _require_empty(data_dir)
-        _require_space(manifest, data_dir)
         datadir.begin_restoration(data_dir)
         try:
+            _require_space(manifest, data_dir)
             for file in manifest.files:
                 _copy(source / file.name, file, data_dir, on_step)
         except BaseException:
@@ -130,7 +131,6 @@ def _copy(source: Path, file: BackupFile, data_dir: Path, on_step: OnStep) -> No
 
 
 def _empty(manifest: Manifest, data_dir: Path) -> None:
-    """Remove the files of a restoration that failed, and let servers use the directory again."""
+    """Remove the files of a restoration that failed."""
     for file in manifest.files:
         (data_dir / file.name).unlink(missing_ok=True)
-    datadir.end_restoration(data_dir)

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from reattach.domain.errors import StartupError
 from reattach.http.api.metrics.response import metrics_app
+from reattach.http.middleware.loopback import is_loopback
 from reattach.meters.scrape import Workers
 from reattach.server.listener import listen, url_of
 from reattach.settings import Settings
@@ -49,7 +50,7 @@ async def metrics_port(
     with listener:
         server = _PortServer(
             uvicorn.Config(
-                metrics_app(ask_all),
+                metrics_app(ask_all, is_local=is_loopback(settings.metrics_host)),
                 loop="none",
                 lifespan="off",
                 ws="none",

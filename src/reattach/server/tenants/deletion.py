@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from reattach.domain.clock import Clock
-from reattach.domain.errors import ConflictError, UnavailableError
+from reattach.domain.errors import ConflictError, NotFoundError, UnavailableError
 from reattach.domain.ids import TenantId
 from reattach.domain.limits import KEY_CACHE_SECONDS, LIFE_NOTED_SECONDS
 from reattach.log.base import Log
@@ -53,19 +53,20 @@ async def delete_tenant(
     cancels: bool = False,
     has_servers: bool = True,
     on_progress: Progress = lambda _: None,
-) -> Deletion | None:
-    """Delete every row of the tenant, and the logs of its runs. None if there is nothing.
+) -> Deletion:
+    """Delete every row of the tenant, and the logs of its runs.
 
     ``log`` is None if a server owns the logs: it deletes them with its next sweep. Active runs are
     cancelled if ``cancels``; without any server, nobody would end them, so they are deleted.
 
     Raises:
+        NotFoundError: Nothing of such a tenant exists.
         ConflictError: Runs are active and may not be cancelled; nothing has changed.
         UnavailableError: The runs did not end, or something still adds rows. Call it again.
     """
     tenants = records.tenants
     if not await tenants.remaining(tenant):
-        return None
+        raise nothing_of(tenant)
     active = await tenants.active_runs(tenant, limit=_COUNTED_RUNS)
     if active and not cancels:
         count = f"{len(active)}{' or more' if len(active) == _COUNTED_RUNS else ''}"
@@ -118,6 +119,14 @@ async def _end_runs(
                 remedy="Check that the servers run, and delete the tenant again.",
             )
         await clock.sleep(_LOOK_SECONDS)
+
+
+def nothing_of(tenant: TenantId) -> NotFoundError:
+    """Return the error for a tenant of which there is nothing, perhaps a misspelled one."""
+    return NotFoundError(
+        f"Nothing of the tenant {tenant} exists.",
+        remedy="`reattach tenants list`, with the same settings, shows the tenants.",
+    )
 
 
 class _Deleted:

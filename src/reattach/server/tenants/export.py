@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from reattach import __version__
-from reattach.domain.errors import ExpiredError, LogLostError, LogNotFoundError, NotFoundError
+from reattach.domain.errors import ExpiredError, LogLostError, LogNotFoundError
 from reattach.domain.errors.stores import LogDamagedError
 from reattach.domain.ids import RunId, Seq, TenantId
 from reattach.log.base import Log
@@ -24,6 +24,7 @@ from reattach.records.base import Actor
 from reattach.records.database import schema
 from reattach.records.records import Records
 from reattach.records.tenants.tables import EXPORTED
+from reattach.server.tenants.deletion import nothing_of
 from reattach.wire.sse import split_frames
 
 FORMAT: Final = 1
@@ -54,10 +55,7 @@ async def export_tenant(
         StoreUnavailableError: A store does not answer; what is written so far has no last line.
     """
     if not await records.tenants.remaining(tenant):
-        raise NotFoundError(
-            f"Nothing of the tenant {tenant} exists.",
-            remedy="`reattach tenants list`, with the same settings, shows the tenants.",
-        )
+        raise nothing_of(tenant)
     await records.audit_log.add(by, Action.TENANT_EXPORTED, tenant=tenant, subject=tenant)
     export = _Export(write)
     export.line("export", format=FORMAT, version=__version__, tenant=tenant, exported_at=now)

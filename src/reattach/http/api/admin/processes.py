@@ -110,8 +110,8 @@ class FindingList(Answer):
     summary="List the processes of the server",
     description="The process that answers comes first. Each of the others has a second to report; "
     "one that does not is shown as it last did. With the scope `admin` the counts are those of "
-    "your tenant, and the machines have no names; with `operator` they are those of all tenants, "
-    "or of the one in `tenant`.",
+    "your tenant, and nothing is said of machines and stores, which all tenants use; with "
+    "`operator` they are those of all tenants, or of the one in `tenant`.",
 )
 async def list_processes(
     context: ContextDep,
