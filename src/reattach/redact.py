@@ -30,6 +30,14 @@ def redact_url(url: str) -> str:
         return f"{scheme}:{MASK}" if colon and scheme.replace("+", "").isalnum() else MASK
 
 
+def without_user(url: str) -> str:
+    """Return the URL of a server with ``***`` for the user and password in it, if it has any."""
+    return _USER.sub(rf"\1{MASK}@", url)
+
+
+_USER: Final = re.compile(r"\A((?:[a-zA-Z][a-zA-Z0-9+.-]*:)?//)?.*@", re.DOTALL)
+
+
 def _redact_parts(parts: SplitResult, url: str) -> str:
     if not parts.scheme:
         raise ValueError("no scheme")

@@ -207,6 +207,14 @@ def test_control_characters_of_an_answer_are_shown_as_escapes_and_line_ends_as_t
     assert not {"\x1b", "\x07", "\x9b", "\r"} & {*ended.out, *ended.err}
 
 
+def test_the_id_of_a_run_as_a_conversation_names_the_commands_that_take_it() -> None:
+    run_id = "run-00000000-0000-4000-8000-000000000000"
+    ended = reattach_here("attach", run_id, "--url", NOWHERE)
+    assert ended.status == 1
+    assert f"`reattach attach --run-id {run_id}`" in ended.err
+    assert f"`reattach runs tail {run_id}`" in ended.err
+
+
 def test_programs_get_each_event_once_as_a_line_of_json(server: ServerProcess) -> None:
     conversation_id = begun(server, "[chunks=4]")
     with httpx2.Client(base_url=server.url) as http:

@@ -128,6 +128,7 @@ def test_missing_refused_and_limited_keys_are_explained(tmp_path: Path) -> None:
     with ServerProcess(tmp_path, arguments=["--scripted", "--log-level", "warning"]) as server:
         none = tokens(server, "list", status=1).err
         wrong = reattach_here("tokens", "list", "--url", server.url, REATTACH_API_KEY=SECRET)
+        password = reattach_here("tokens", "list", "--url", server.url, REATTACH_API_KEY="hunter2")
         key = created.out.strip()
         limited = reattach_here(
             *("tokens", "revoke", "tok-1", "--url", server.url), REATTACH_API_KEY=key
@@ -136,6 +137,8 @@ def test_missing_refused_and_limited_keys_are_explained(tmp_path: Path) -> None:
     assert "set REATTACH_API_KEY" in none
     assert f"refused the API key {SECRET[:8]}…" in wrong.err
     assert SECRET not in wrong.err
+    assert "refused the API key: it is not one of its keys" in password.err
+    assert "hunter" not in password.err
     assert limited.status == 1
     assert "the API key has only: read" in limited.err
     assert "reattach keys create NAME --scope read --scope" in limited.err

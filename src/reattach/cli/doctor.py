@@ -7,6 +7,7 @@ import typer
 
 from reattach.cli.options import AsJson, StoreFlags, settings_with, with_store_flags
 from reattach.cli.remote.server import ApiKey
+from reattach.redact import without_user
 
 if TYPE_CHECKING:
     from reattach.diagnostics import Diagnostic
@@ -140,7 +141,9 @@ class _Progress:
 
         shorter = "" if is_quick else "; --quick takes half a minute"
         seconds = self._expected_seconds
-        typer.echo(f"Examining the path to {url} takes {seconds:.0f} s{shorter}.", err=True)
+        typer.echo(
+            f"Examining the path to {without_user(url)} takes {seconds:.0f} s{shorter}.", err=True
+        )
         if not sys.stderr.isatty():
             return
         began = asyncio.get_running_loop().time()

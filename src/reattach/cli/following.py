@@ -13,6 +13,7 @@ from reattach.cli.printable import printable
 from reattach.cli.remote.completion import active_run_ids, agent_ids, conversation_ids
 from reattach.cli.remote.server import DEFAULT_URL, ApiKey, Url, explained
 from reattach.domain.errors import ReattachError
+from reattach.redact import without_user
 
 if TYPE_CHECKING:
     from reattach.client import Client, Event, ManyStream, Retry, Stream, Takeover
@@ -25,6 +26,9 @@ _GIVE_UP_SECONDS = 120.0
 
 _LONGEST_WAIT_SECONDS = 5.0
 """The person sees the answer go on within this time after the server is back."""
+
+
+_RUN_PREFIX = "run-"
 
 
 def attach(
@@ -55,6 +59,11 @@ def attach(
     The answer goes to standard output, everything else to standard error. Ctrl-C detaches and
     prints the command that attaches again; the run continues on the server.
     """
+    if conversation.startswith(_RUN_PREFIX):
+        fail(
+            f"{conversation} is the id of a run. Follow its answer with `reattach attach --run-id "
+            f"{conversation}`, or see its events with `reattach runs tail {conversation}`."
+        )
     named = {"--run-id": run_id, "--otid": otid, "--agent-id": agent_id, "--url": url}
     options = [part for name, value in named.items() if value for part in (name, value)]
     follow(
@@ -108,6 +117,7 @@ def follow(
     except KeyboardInterrupt:
         reporter.detached()
         raise SystemExit(130) from None
+    reporter.ended()
     if reporter.failed:
         raise SystemExit(1)
 
@@ -129,6 +139,7 @@ class Reporter:
         has_cursor: bool = True,
     ) -> None:
         self.url = url
+        self._shown_url = without_user(url)
         self.cursor = cursor
         self._start = cursor
         self.failed = False
@@ -136,7 +147,7 @@ class Reporter:
         self._arguments = arguments
         self._names_run = names_run
         self._has_cursor = has_cursor
-        self._trouble = f"Connecting to {url} …"
+        self._trouble = f"Connecting to {self._shown_url} …"
         self._cause: str | None = None
         self._since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -149,7 +160,7 @@ class Reporter:
 
     def lost(self, retry: "Retry") -> None:
         self._trouble = (
-            f"No connection to {self.url}: {retry.cause}. "
+            f"No connection to {self._shown_url}: {retry.cause}. "
             f"Retrying for up to {retry.remaining_seconds:.0f} s."
         )
         if self._since is None:
@@ -190,10 +201,16 @@ class Reporter:
         seconds = takeover.gap_seconds
         self._write(f"{text}; the answer goes on after {seconds:.1f} s, at event {self.cursor}.")
 
+    def ended(self) -> None:
+        """Say that a cursor was at the end of a run, which would otherwise show nothing."""
+        if self._has_cursor and self.cursor == self._start > 0:
+            self._write(f"The run has ended, and has no event after {self.cursor}.")
+
     def detached(self) -> None:
         after = ["--after", str(self.cursor)] if self._has_cursor else []
         place = f" after event {self.cursor}" if self._has_cursor else ""
-        again = shlex.join(["reattach", *self._arguments, *after])
+        arguments = [self._shown_url if one == self.url else one for one in self._arguments]
+        again = shlex.join(["reattach", *arguments, *after])
         self._write(f"Detached{place}. Attach again with: {again}")
 
     def _report_trouble(self) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from reattach.cli.keys import duration, with_records
 from reattach.cli.options import AsJson, StoreFlags, fail, settings_with, with_store_flags
+from reattach.cli.remote.answers import IssuedToken, Revoked, StreamToken
 from reattach.cli.remote.completion import conversation_ids, model_handles, run_ids, token_ids
 from reattach.cli.remote.server import RemoteServer, path_with, with_server_flags
 from reattach.cli.remote.tables import Column, duration_text, moment_of, show_rows
@@ -98,7 +99,7 @@ def issue_token(
     }
     if expires is not None:
         body["expires_in_seconds"] = int(duration(expires, "a token").total_seconds())
-    issued = server.send("POST", "/v1/tokens", body)
+    issued = server.send("POST", "/v1/tokens", IssuedToken, body=body)
     if as_json:
         typer.echo(json.dumps(issued))
         return
@@ -130,8 +131,14 @@ def list_tokens(
     requests with it.
     """
     found = server.get(
-        "/v1/tokens", run_id=run_id, conversation_id=conversation_id, limit=limit + 1
+        "/v1/tokens",
+        list[StreamToken],
+        run_id=run_id,
+        conversation_id=conversation_id,
+        limit=limit + 1,
     )
+    if not found:
+        server.require_reattach()
     shown = found[:limit]
     if as_json:
         typer.echo(json.dumps(shown))
@@ -169,14 +176,14 @@ def revoke_tokens(
     if not given:
         _require_one(run_id, conversation_id, or_else=" or ids of tokens")
         query = {"run_id": run_id, "conversation_id": conversation_id}
-        count: int = server.send("DELETE", path_with("/v1/tokens", query))["revoked"]
+        count: int = server.send("DELETE", path_with("/v1/tokens", query), Revoked)["revoked"]
     else:
         if run_id or conversation_id:
             raise typer.BadParameter(
                 "Ids of tokens do not go with --run-id or --conversation-id. Give either."
             )
         for one in given:
-            server.send("DELETE", f"/v1/tokens/{quote(one, safe='')}")
+            server.send("DELETE", f"/v1/tokens/{quote(one, safe='')}", Any)
         count = len(given)
     if as_json:
         typer.echo(json.dumps({"revoked": count}))

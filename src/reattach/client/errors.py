@@ -1,5 +1,6 @@
 """Refusals and failures, as clients raise them."""
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -24,6 +25,9 @@ _KINDS: Final[Mapping[int, type[ReattachError]]] = {
     409: ConflictError,
     410: ExpiredError,
 }
+
+_PREFIX: Final = re.compile(r"\A(?:CONFLICT|EXPIRED|LOST): ")
+"""The code before the text of a server's error, to which the class adds its own."""
 
 _PASSING: Final = frozenset({408, 425, 429})
 """Statuses below 500 of a server that is busy, or of a proxy in front of it."""
@@ -138,7 +142,7 @@ def _error_of(url: str, status: int, answer: dict[str, object]) -> ReattachError
         fact = f"The server requires a valid API key or token (401 {detail})."
         remedy = "Create a key on the server with `reattach keys create NAME`."
     elif kind is not ReattachError:
-        fact = detail.removeprefix("CONFLICT: ").removeprefix("EXPIRED: ")
+        fact = _PREFIX.sub("", detail)
     else:
         fact = f"The server answered {status}: {detail}"
         if answer.get("code") == "no_active_run" or "No active runs found" in detail:

@@ -35,6 +35,7 @@ from reattach.client.takeovers import Takeover, Takeovers
 from reattach.client.tokens import Tokens
 from reattach.domain.clock import Clock, SystemClock
 from reattach.domain.errors import ReattachError, UnavailableError
+from reattach.redact import without_user
 
 _LEAST_SILENCE_SECONDS: Final = 10.0
 """A network that is merely slow may be silent for this long."""
@@ -65,6 +66,11 @@ class Core:
     """Whether the server itself has answered before."""
     clock: Clock = field(default_factory=SystemClock)
     uniform: Callable[[float, float], float] = random.uniform
+
+    @property
+    def shown_url(self) -> str:
+        """The URL for errors, without a password."""
+        return without_user(self.url)
 
     @property
     def silence_seconds(self) -> float:
@@ -204,7 +210,7 @@ class Reading:
             raise refused
         media_type = answer.headers.get("content-type", "")
         if not media_type.startswith("text/event-stream"):
-            raise not_a_stream(core.url, media_type, was_attached=core.was_attached)
+            raise not_a_stream(core.shown_url, media_type, was_attached=core.was_attached)
 
     def _note_life(self) -> None:
         self._failures = 0
@@ -278,7 +284,7 @@ def _refusal(
 ) -> ReattachError | LostError:
     seconds = retry_after_seconds(answer.headers, core.clock.now())
     return refusal(
-        core.url, answer.status, content, least_seconds=seconds, was_attached=was_attached
+        core.shown_url, answer.status, content, least_seconds=seconds, was_attached=was_attached
     )
 
 
@@ -298,7 +304,7 @@ def call(core: Core, request: Request, *, silence_seconds: float | None = None) 
         raise ClosedError("client") from None
     except LostError as loss:
         raise UnavailableError(
-            f"The server at {core.url} is not available: {loss.cause}.",
+            f"The server at {core.shown_url} is not available: {loss.cause}.",
             remedy="Try again later.",
             retry_after_seconds=int(loss.least_seconds) or 1,
         ) from loss
@@ -306,6 +312,6 @@ def call(core: Core, request: Request, *, silence_seconds: float | None = None) 
         return json.loads(content) if content else None
     except ValueError:
         raise ReattachError(
-            f"{core.url} answered with another text than JSON. Check that this is the URL of a "
-            "Reattach server."
+            f"{core.shown_url} answered with another text than JSON. Check that this is the URL "
+            "of a Reattach server."
         ) from None

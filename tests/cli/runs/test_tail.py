@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import httpx2
 import pytest
 
 from reattach.testing.programs.relay import Relay
@@ -111,3 +113,38 @@ def test_a_run_that_does_not_exist_is_named(server: ServerProcess) -> None:
     ended = tail(server, UNKNOWN, status=1)
     assert UNKNOWN in ended.err
     assert len(ended.err.splitlines()) == 1
+
+
+def test_a_cursor_beyond_the_last_event_is_refused_with_the_last_one(
+    server: ServerProcess, runs: Runs
+) -> None:
+    run_id = runs.finish("[chunks=2]")
+    ended = tail(server, run_id, "--after", "99999", status=1)
+    assert f"The run {run_id} has no event 99999: its last one is 5." in ended.err
+    assert tail(server, run_id, "--after", "5").err == (
+        "reattach: The run has ended, and has no event after 5.\n"
+    )
+
+
+def test_a_log_that_lost_its_beginning_is_shown_from_its_first_event_and_that_is_said(
+    tmp_path: Path,
+) -> None:
+    with ServerProcess(tmp_path, arguments=["--scripted", "--log-level", "warning"]) as server:
+        with httpx2.Client(base_url=server.url) as http:
+            run_id = Runs(http).start("[chunks=3][hang=3]")
+        server.kill()
+        for file in tmp_path.glob("events.db*"):
+            file.unlink()
+        server.start()
+        with httpx2.Client(base_url=server.url, timeout=30) as http:
+            with http.stream("GET", f"/v1/runs/{run_id}/stream") as response:
+                response.read()
+            first = http.get(f"/v1/runs/{run_id}/frames").json()["first_seq"]
+        assert first > 3
+        by_default = tail(server, run_id, status=1)
+        all_events = tail(server, run_id, "--after", "0", status=1)
+    for shown in (by_default, all_events):
+        assert shown.out.splitlines()[0].split("\t")[0] == str(first)
+        assert shown.err == (
+            f"reattach: The log of {run_id} begins with event {first}: those before it are lost.\n"
+        )

@@ -75,7 +75,9 @@ def _items(ctx: typer.Context, path: str, **query: str | bool) -> list[dict[str,
         answer_seconds=_ANSWER_SECONDS,
     )
     try:
-        found: list[dict[str, Any]] = server.get(path, limit=_MOST_VALUES, **query)
+        found: list[dict[str, Any]] = server.get(
+            path, list[dict[str, Any]], limit=_MOST_VALUES, **query
+        )
     except Exception:  # noqa: BLE001  an error would garble the line that is being typed
         return []
     return found

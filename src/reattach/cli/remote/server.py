@@ -8,7 +8,9 @@ from urllib.parse import urlencode
 
 import typer
 
+from reattach.cli.remote.answers import Server, check_answer
 from reattach.domain.errors import ReattachError, UnauthorizedError, UnavailableError
+from reattach.redact import without_user
 
 if TYPE_CHECKING:
     from reattach.client import SyncClient
@@ -32,6 +34,8 @@ ApiKey = Annotated[
     ),
 ]
 
+_FORBIDDEN: Final = 403
+
 _ANSWER_SECONDS: Final = 10.0
 """A person at a terminal waits no longer for an answer of which nothing comes."""
 
@@ -48,25 +52,37 @@ class RemoteServer:
         self.api_key = api_key
         self._answer_seconds = answer_seconds
 
-    def get(self, path: str, **query: QueryValue) -> Any:
+    def get(self, path: str, shape: Any, /, **query: QueryValue) -> Any:
         """Return the JSON of a GET; members of the query that are None are left out.
 
         Raises as ``send`` does.
         """
-        return self.send("GET", path_with(path, query))
+        return self.send("GET", path_with(path, query), shape)
 
-    def send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """Return the JSON of an answer, or None for an empty one.
+    def send(
+        self, method: str, path: str, shape: Any, *, body: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Return the JSON of an answer, which has the members of ``shape``; None for an empty one.
 
         Raises:
-            ReattachError: Its text says what to do: the server cannot be reached, or refuses.
+            ReattachError: Its text says what to do: the server cannot be reached, or refuses, or
+                another program answered.
         """
         try:
-            return self._client.request(
+            answer = self._client.request(
                 method, path, body=body, timeout_seconds=self._answer_seconds
             )
         except ReattachError as error:
             raise explained(error, self.url, self.api_key) from error.__cause__
+        return check_answer(answer, shape, self.url)
+
+    def require_reattach(self) -> None:
+        """Raise ReattachError if another program answers at the URL, such as with empty lists."""
+        try:
+            self.get("/v1/server", Server)
+        except ReattachError as error:
+            if error.status != _FORBIDDEN:
+                raise
 
     @cached_property
     def _client(self) -> "SyncClient":
@@ -106,7 +122,7 @@ def _better(error: ReattachError, url: str, api_key: str | None) -> ReattachErro
         if loss is None or loss.__cause__ is None:
             return None
         return ReattachError(
-            f"The server at {url} cannot be reached: {loss}.",
+            f"The server at {without_user(url)} cannot be reached: {loss}.",
             remedy="Start one with `reattach serve`, or name another one with --url or "
             "REATTACH_URL.",
         )
@@ -114,20 +130,30 @@ def _better(error: ReattachError, url: str, api_key: str | None) -> ReattachErro
         return None
     if api_key is None:
         return ReattachError(
-            f"The server at {url} requires an API key, and none was given.",
+            f"The server at {without_user(url)} requires an API key, and none was given.",
             remedy="Create one on the server with `reattach keys create NAME`, and set "
             "REATTACH_API_KEY.",
         )
     return ReattachError(
-        f"The server at {url} refused the API key {api_key[:_SHOWN_CHARS]}…: it is not one of "
+        f"The server at {without_user(url)} refused the API key{_shown(api_key)}: it is not one of "
         "its keys, or was revoked, or has expired.",
         remedy="`reattach keys list` on the server shows its keys, and `reattach keys create "
         "NAME` creates one.",
     )
 
 
+def _shown(api_key: str) -> str:
+    """Return the first characters, as `reattach keys list` shows them, if it is a whole key.
+
+    Anything else may be a password, or the rest of a key.
+    """
+    if not api_key.startswith("rk_") or len(api_key) < _LEAST_KEY_CHARS:
+        return ""
+    return f" {api_key[:_SHOWN_CHARS]}…"
+
+
 _SHOWN_CHARS: Final = 8
-"""The first characters of a key, which `reattach keys list` shows too."""
+_LEAST_KEY_CHARS: Final = 24
 
 
 def with_server_flags(command: Callable[..., None]) -> Callable[..., None]:

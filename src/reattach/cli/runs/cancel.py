@@ -39,7 +39,9 @@ def cancel_runs(
     missing: list[str] = []
     for one in _ids_of(run_id):
         try:
-            statuses |= server.send("POST", f"/v1/runs/{quote(one, safe='')}/cancel")
+            statuses |= server.send(
+                "POST", f"/v1/runs/{quote(one, safe='')}/cancel", dict[str, str]
+            )
         except ReattachError as error:
             if error.status not in _OF_ONE_RUN:
                 raise

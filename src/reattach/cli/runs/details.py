@@ -9,6 +9,7 @@ import typer
 
 from reattach.cli.options import AsJson
 from reattach.cli.printable import one_line
+from reattach.cli.remote.answers import RunDetails
 from reattach.cli.remote.completion import run_ids
 from reattach.cli.remote.server import RemoteServer, with_server_flags
 from reattach.cli.remote.tables import (
@@ -34,7 +35,7 @@ def show_run(
     server: RemoteServer,
 ) -> None:
     """Show a run with its attempts, steps, tool calls, readers, and readers that were cut off."""
-    run = server.get(f"/v1/admin/runs/{quote(run_id, safe='')}")
+    run = server.get(f"/v1/admin/runs/{quote(run_id, safe='')}", RunDetails)
     if as_json:
         typer.echo(json.dumps(run))
         return

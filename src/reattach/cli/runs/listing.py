@@ -9,6 +9,7 @@ import typer
 
 from reattach.cli.options import AsJson
 from reattach.cli.printable import one_line
+from reattach.cli.remote.answers import RunPage
 from reattach.cli.remote.completion import agent_ids, conversation_ids, model_handles
 from reattach.cli.remote.server import RemoteServer, with_server_flags
 from reattach.cli.remote.tables import (
@@ -123,7 +124,7 @@ def _find(
     found: list[dict[str, Any]] = []
     while True:
         size = min(limit - len(found), _PAGE_ITEMS)
-        page = server.get("/v1/admin/runs", **filters, limit=size, after=after)
+        page = server.get("/v1/admin/runs", RunPage, **filters, limit=size, after=after)
         found.extend(page["items"])
         if not page["has_more"] or len(found) >= limit or not page["items"]:
             return found, bool(page["has_more"])

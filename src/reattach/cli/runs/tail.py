@@ -10,7 +10,9 @@ from urllib.parse import quote
 import typer
 
 from reattach.cli.following import Reporter, follow, show_json
+from reattach.cli.options import fail
 from reattach.cli.printable import one_line
+from reattach.cli.remote.answers import Frames
 from reattach.cli.remote.completion import run_ids
 from reattach.cli.remote.server import RemoteServer, with_server_flags
 
@@ -42,7 +44,7 @@ def tail_runs(
     server. Status 1 if a run failed or was cancelled.
     """
     ids = list(dict.fromkeys(run_id))
-    cursors = {one: _cursor(server, one, lines) if after is None else after for one in ids}
+    cursors = {one: _cursor(server, one, lines, after) for one in ids}
     show = show_json if as_json else partial(_show, names_run=len(ids) > 1)
     again = ["runs", "tail", *ids, "--url", server.url]
     if len(ids) == 1:
@@ -59,10 +61,26 @@ def tail_runs(
         follow(reporter, server.api_key, lambda client: client.many(cursors), show)
 
 
-def _cursor(server: RemoteServer, run_id: str, lines: int) -> int:
-    """Return the seq after which the last ``lines`` events of a run so far begin."""
-    events = server.get(f"/v1/runs/{quote(run_id, safe='')}/frames", limit=1)
-    return max(int(events["last_seq"]) - lines, 0)
+def _cursor(server: RemoteServer, run_id: str, lines: int, after: int | None) -> int:
+    """Return ``after``, or the seq after which the last ``lines`` events of a run so far begin.
+
+    If the log begins later, because the store lost events, it is the seq before its first event.
+    Exits if the run has no event ``after`` yet.
+    """
+    events = server.get(f"/v1/runs/{quote(run_id, safe='')}/frames", Frames, limit=1)
+    first, last = int(events["first_seq"]), int(events["last_seq"])
+    if after is not None and after > last:
+        fail(
+            f"The run {run_id} has no event {after}: its last one is {last}. Name an earlier one "
+            "with --after, or leave it out to begin with the last events."
+        )
+    wanted = max(last - lines, 0) if after is None else after
+    if wanted < first - 1 and (after is not None or lines > last - first + 1):
+        typer.echo(
+            f"reattach: The log of {run_id} begins with event {first}: those before it are lost.",
+            err=True,
+        )
+    return max(wanted, first - 1)
 
 
 def _show(event: "Event", *, names_run: bool) -> None:

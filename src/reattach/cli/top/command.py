@@ -55,7 +55,7 @@ def top(
 
     async def watch() -> None:
         async with Client(server.url, api_key=server.api_key) as client:
-            sampler = Sampler(client, SystemClock(), tenant=tenant)
+            sampler = Sampler(client, SystemClock(), url=server.url, tenant=tenant)
             if is_live:
                 from reattach.cli.top.live import LiveTable
 

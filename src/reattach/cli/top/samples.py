@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from reattach.cli.remote.answers import ProcessPage, RunPage, check_answer
 from reattach.cli.remote.server import path_with
 from reattach.cli.remote.tables import lag_text
 from reattach.client import Client
@@ -77,8 +78,9 @@ class Sample:
 class Sampler:
     """Takes samples of a server over HTTP."""
 
-    def __init__(self, client: Client, clock: Clock, *, tenant: str | None) -> None:
+    def __init__(self, client: Client, clock: Clock, *, url: str, tenant: str | None) -> None:
         self._client = client
+        self._url = url
         self._clock = clock
         of_tenant = {"tenant": tenant}
         self._processes_path = path_with("/v1/admin/processes", of_tenant)
@@ -90,8 +92,8 @@ class Sampler:
 
     async def take(self) -> Sample:
         """Ask the server for its processes and open runs. Raises as ``Client.request`` does."""
-        processes = await self._get(self._processes_path)
-        answer = await self._get(self._runs_path)
+        processes = await self._get(self._processes_path, ProcessPage)
+        answer = await self._get(self._runs_path, RunPage)
         now = self._clock.monotonic_seconds()
         runs = [{**run, "rate": self._rate_of(run, now)} for run in answer["items"]]
         open_ids = {run["id"] for run in runs}
@@ -104,8 +106,9 @@ class Sampler:
         statuses = await self._client.cancel(run_id=run_id)
         return statuses.get(run_id, "unknown")
 
-    async def _get(self, path: str) -> Any:
-        return await self._client.request("GET", path, timeout_seconds=ANSWER_SECONDS)
+    async def _get(self, path: str, shape: Any) -> Any:
+        answer = await self._client.request("GET", path, timeout_seconds=ANSWER_SECONDS)
+        return check_answer(answer, shape, self._url)
 
     def _rate_of(self, run: Json, now: float) -> float | None:
         """Return the events a second since the samples before; at first, those of the run."""

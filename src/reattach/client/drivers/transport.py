@@ -13,6 +13,7 @@ from reattach.client.json import object_of
 from reattach.client.steps import Answer, Open, Request
 from reattach.domain.errors import ReattachError
 from reattach.domain.limits import MAX_ERROR_CHARS
+from reattach.redact import without_user
 
 E = TypeVar("E", bound=BaseException)
 
@@ -26,7 +27,11 @@ LIMITS: Final = httpx2.Limits(max_connections=None, max_keepalive_connections=10
 
 
 def checked_url(base_url: str) -> str:
-    """Return the URL without a slash or ``/v1`` at its end, or raise ReattachError."""
+    """Return the URL without a slash, ``/v1`` or a fragment at its end, or raise ReattachError.
+
+    Browsers show the address of the page with a fragment.
+    """
+    base_url = base_url.partition("#")[0]
     try:
         url = httpx2.URL(base_url)
         valid = (
@@ -39,8 +44,13 @@ def checked_url(base_url: str) -> str:
         valid = False
     if not valid:
         raise ReattachError(
-            f"'{base_url[:MAX_ERROR_CHARS]}' is not the URL of a server.",
+            f"'{without_user(base_url)[:MAX_ERROR_CHARS]}' is not the URL of a server.",
             remedy="Write it with its scheme, such as http://localhost:8283.",
+        )
+    if "?" in base_url:
+        raise ReattachError(
+            f"The URL {without_user(base_url)[:MAX_ERROR_CHARS]} has a query.",
+            remedy="Leave it out: the URL of a server ends with its port or a path.",
         )
     return base_url.rstrip("/").removesuffix("/v1")
 
@@ -96,6 +106,7 @@ def look_of(response: httpx2.Response) -> tuple[int, dict[str, Any]]:
 
 def failure_of(error: httpx2.RequestError, url: str) -> LostError | ReattachError:
     """Return the error for a failed request: ReattachError for a TLS fault that no retry mends."""
+    url = without_user(url)
     fault = _underlying(error, ssl.SSLError)
     if isinstance(fault, ssl.SSLCertVerificationError):
         return ReattachError(
