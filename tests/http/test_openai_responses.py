@@ -12,8 +12,9 @@ import httpx2
 import pytest
 
 from reattach.domain.ids import RunId, TenantId
+from reattach.wire.dialects.openai_items import response_id
 from tests.support import tool_functions
-from tests.support.live_server import WAIT_SECONDS, LiveServer, listening
+from tests.support.live_server import WAIT_SECONDS, LiveServer, listening, text
 
 PATH = "/openai/v1/responses"
 LOOK = {"type": "function", "name": "look", "parameters": {"type": "object"}}
@@ -212,6 +213,22 @@ async def test_a_deleted_response_is_gone_and_an_active_one_is_not_deleted(
         assert gone.json()["error"]["type"] == "invalid_request_error"
 
 
+async def test_runs_of_letta_clients_are_responses_and_the_other_way_round(
+    live: LiveServer, agent: str
+) -> None:
+    conversation = (await live.conversation(agent))["id"]
+    theirs = await live.background_run(conversation, "[tool=add] Hi")
+    await live.ended(theirs)
+    path = f"{PATH}/{response_id(theirs)}"
+    response = await live.got(path)
+    assert types(response["output"]) == ["mcp_call", "message"]
+    assert (response["conversation"], response["model"]) == ({"id": conversation}, agent)
+    assert (await events(live, path, stream=True))[-1]["response"] == response
+    ours = await created(live, agent, "And?", conversation=conversation)
+    frames = await live.streamed(f"/v1/runs/{run_id(ours)}/stream", {"starting_after": 0})
+    assert text(frames) == text_of(ours)
+
+
 # Conversations.
 
 
@@ -247,9 +264,9 @@ async def test_two_answers_at_once_to_one_response_are_both_made(
     )
     conversations = {one["conversation"]["id"] for one in (first, *both)}
     assert len(conversations) == 2
-    for response, text in zip(both, ("Two", "Three"), strict=True):
+    for response, own in zip(both, ("Two", "Three"), strict=True):
         contents = await live.contents(response["conversation"]["id"])
-        assert [sent for kind, sent in contents if kind == "user_message"] == ["One", text]
+        assert [sent for kind, sent in contents if kind == "user_message"] == ["One", own]
 
 
 async def test_a_response_that_is_not_whole_yet_cannot_be_continued(live: LiveServer) -> None:

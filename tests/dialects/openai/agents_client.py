@@ -1,6 +1,6 @@
-"""Runs OpenAI's Agents SDK in its own environment, and prints the outcome as JSON.
+"""Runs the cases of OpenAI's Agents SDK in its own environment, and prints the outcomes as JSON.
 
-Arguments: the base URL, the model, the case, the input.
+Arguments: the base URL, and the cases as JSON: an object with the model and the input of each.
 """
 
 import asyncio
@@ -39,11 +39,11 @@ APPROVING = HostedMCPTool(
 TOOLS: dict[str, list[Any]] = {
     "plain": [],
     "approved": [APPROVING],
-    "approved by a client that keeps it": [APPROVING],
+    "approved without the server": [APPROVING],
 }
 
 
-async def main(url: str, model: str, case: str, text: str) -> dict[str, Any]:
+async def run(url: str, case: str, model: str, text: str) -> dict[str, Any]:
     client = AsyncOpenAI(api_key="none", base_url=url, max_retries=0)
     agent = Agent(
         name="guide",
@@ -61,6 +61,11 @@ async def main(url: str, model: str, case: str, text: str) -> dict[str, Any]:
         "items": [type(item).__name__ for item in result.new_items],
         "streamed": "raw_response_event" in kinds,
     }
+
+
+async def main(url: str, cases: str) -> dict[str, Any]:
+    asked: dict[str, tuple[str, str]] = json.loads(cases)
+    return {case: await run(url, case, *sent) for case, sent in asked.items()}
 
 
 sys.stdout.write(json.dumps(asyncio.run(main(*sys.argv[1:]))))

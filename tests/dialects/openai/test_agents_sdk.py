@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from tests.applications.programs import require_program
-from tests.support import tool_functions
 from tests.support.live_server import LiveServer
 
 PROGRAM = Path(__file__).parent / "agents_client.py"
@@ -39,53 +38,76 @@ async def printed(program: Path, *arguments: str, **variables: str) -> str:
     return output.decode()
 
 
-async def ran(live: LiveServer, agent: str, case: str, text: str) -> dict[str, Any]:
-    output = await printed(PROGRAM, f"{live.url}/openai/v1", agent, case, text)
-    outcome: dict[str, Any] = json.loads(output)
-    return outcome
+CASES = {
+    "plain": "[tool=add] Hi",
+    "kept by the client": "[client_tool=look] Where?",
+    "continued": "[client_tool=look] Where?",
+    "approved": "[tool=deploy] Go",
+    "approved without the server": "[tool=deploy] Go",
+}
 
 
-@pytest.fixture(autouse=True)
-def installed() -> None:
-    require_program("python")
+@pytest.fixture(scope="module")
+async def agents(live: LiveServer) -> dict[str, str]:
+    """An agent for each case."""
+    made = {case: (await live.agent(tools=["add", "deploy"]))["id"] for case in CASES}
+    for agent in made.values():
+        live.gates.open(agent)
+    return made
+
+
+@pytest.fixture(scope="module")
+async def outcomes(live: LiveServer, agents: dict[str, str]) -> dict[str, Any]:
+    """The outcomes of all cases, in one process, because importing the SDK takes seconds."""
+    asked = {case: (agents[case], text) for case, text in CASES.items()}
+    output = await printed(PROGRAM, f"{live.url}/openai/v1", json.dumps(asked))
+    found: dict[str, Any] = json.loads(output)
+    return found
 
 
 async def test_a_tool_of_the_server_runs_once_and_is_an_item_of_the_result(
-    live: LiveServer, agent: str
+    live: LiveServer, agents: dict[str, str], outcomes: dict[str, Any]
 ) -> None:
-    outcome = await ran(live, agent, "plain", "[tool=add] Hi")
+    outcome = outcomes["plain"]
     assert outcome["items"] == ["ToolCallItem", "MessageOutputItem"]
     assert outcome["output"]
     assert outcome["streamed"]
-    assert len(await live.run_ids(agent_id=agent)) == 1
+    assert len(await live.run_ids(agent_id=agents["plain"])) == 1
 
 
 @pytest.mark.parametrize("case", ["kept by the client", "continued"])
 async def test_a_tool_of_the_client_runs_there_and_the_answer_goes_on(
-    live: LiveServer, agent: str, case: str
+    live: LiveServer, agents: dict[str, str], outcomes: dict[str, Any], case: str
 ) -> None:
-    outcome = await ran(live, agent, case, "[client_tool=look] Where?")
+    outcome = outcomes[case]
     assert outcome["items"][-1] == "MessageOutputItem"
     assert "ToolCallOutputItem" in outcome["items"]
     assert "Marstal 1" in outcome["output"]
-    assert len(await live.run_ids(agent_id=agent)) == 2
+    assert len(await live.run_ids(agent_id=agents[case])) == 2
 
 
-@pytest.mark.parametrize("case", ["approved", "approved by a client that keeps it"])
+@pytest.mark.parametrize("case", ["approved", "approved without the server"])
 async def test_a_tool_that_needs_approval_runs_once_it_is_approved_there(
-    live: LiveServer, agent: str, case: str
+    live: LiveServer, agents: dict[str, str], outcomes: dict[str, Any], case: str
 ) -> None:
-    ran_before = len(tool_functions.RAN)
-    outcome = await ran(live, agent, case, "[tool=deploy] Go")
+    outcome = outcomes[case]
     assert "MCPApprovalRequestItem" in outcome["items"]
     assert "deploy success: deployed 1" in outcome["output"]
-    assert len(tool_functions.RAN) == ran_before + 1
+    items = [
+        item
+        for run in await live.got("/v1/runs/", agent_id=agents[case])
+        for item in await live.got(f"/v1/runs/{run['id']}/messages")
+        if item["message_type"] == "tool_return_message"
+    ]
+    assert [item["tool_return"] for item in items] == ["deployed 1"]
 
 
-async def test_the_example_runs_tools_on_both_sides(live: LiveServer, agent: str) -> None:
-    variables = {"REATTACH_URL": live.url, "REATTACH_AGENT": agent}
-    theirs = await printed(EXAMPLE, **variables, REATTACH_ASK="[tool=add] Hi")
-    assert theirs.splitlines() == ["tool_call_item", "message_output_item", "add success: 2", ""]
-    ours = await printed(EXAMPLE, **variables, REATTACH_ASK="[client_tool=look][chunks=0] Hi")
-    assert ours.splitlines()[:2] == ["tool_call_item", "tool_call_output_item"]
-    assert "Island 1 is green." in ours
+async def test_the_example_runs_a_tool_of_its_own(live: LiveServer, agent: str) -> None:
+    output = await printed(
+        EXAMPLE,
+        REATTACH_URL=live.url,
+        REATTACH_AGENT=agent,
+        REATTACH_ASK="[client_tool=look][chunks=0] Hi",
+    )
+    assert output.splitlines()[:2] == ["tool_call_item", "tool_call_output_item"]
+    assert "Island 1 is green." in output
