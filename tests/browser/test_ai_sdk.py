@@ -1,4 +1,4 @@
-"""The component of docs/ai-sdk.md with the real hook ``useChat``, in a real browser."""
+"""The components of the pages with the real hook ``useChat``, in a real browser."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.javascript_client import PACKAGE, require_client
 from tests.support.missing import skip_or_fail
 from tests.support.threads import raw_client
 
-DOCS: Final = Path(__file__).parents[2] / "docs/ai-sdk.md"
+DOCS: Final = Path(__file__).parents[2] / "docs"
 _BUILD_SECONDS: Final = 60.0
 _MAIN: Final = """
 import { StrictMode } from "react";
@@ -42,13 +42,13 @@ _RETURNS: Final = """(least) => {
 _ENDLESS: Final = "[chunks=5000][rate=50]"
 
 
-def built(folder: Path) -> dict[str, str | bytes]:
-    """Build the component of the page with its packages, and return files by path."""
+def built(folder: Path, docs: str) -> dict[str, str | bytes]:
+    """Build the component of a page of the documentation, and return files by path."""
     require_client()
     node = require_node("@ai-sdk/react7")
     if not (BROWSER / "node_modules/react-dom").is_dir():
         skip_or_fail("React is not installed: run scripts/setup")
-    found = re.search(r"```jsx\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    found = re.search(r"```jsx\n(.*?)```", (DOCS / docs).read_text(), re.DOTALL)
     assert found is not None
     (folder / "chat.jsx").write_text(found[1])
     (folder / "main.jsx").write_text(_MAIN)
@@ -57,6 +57,7 @@ def built(folder: Path) -> dict[str, str | bytes]:
     clients = DIRECTORY / "node_modules"
     (modules / "@ai-sdk/react").symlink_to(clients / "@ai-sdk/react7", target_is_directory=True)
     (modules / "ai").symlink_to(clients / "ai7", target_is_directory=True)
+    (modules / "@assistant-ui").symlink_to(clients / "@assistant-ui", target_is_directory=True)
     react = BROWSER / "node_modules"
     command = [
         node,
@@ -96,24 +97,25 @@ def wait_for_words(page: Page, words: int) -> None:
 
 def shown(page: Page) -> list[str]:
     texts: list[str] = page.evaluate(
-        "() => [...document.querySelectorAll('p')].map((one) => one.textContent)"
+        "() => [...document.querySelectorAll('p')].map((one) => one.textContent.trim())"
     )
     return texts
 
 
 def texts_of(messages: list[Any]) -> list[str]:
-    return ["".join(part.get("text", "") for part in one["parts"]) for one in messages]
+    return ["".join(part.get("text", "") for part in one["parts"]).strip() for one in messages]
 
 
 @pytest.mark.promise("P4", "P8")
+@pytest.mark.parametrize("docs", ["ai-sdk.md", "recipes.md"])
 def test_use_chat_shows_a_whole_answer_over_a_cut_and_a_reload(
-    browser: Browser, server: ServerProcess, raw: httpx.Client, tmp_path: Path
+    browser: Browser, server: ServerProcess, raw: httpx.Client, tmp_path: Path, docs: str
 ) -> None:
     agent_id = raw.post("/v1/agents/", json={"name": "guide"}).json()["id"]
     path = f"/ai-sdk/{agent_id}/chat"
     with (
         Relay(server.address) as relay,
-        PageServer(built(tmp_path)) as pages,
+        PageServer(built(tmp_path, docs)) as pages,
         browser.page(f"{pages.url}/?api={relay.url}{path}") as page,
     ):
         page.act("[name=text]", "fill", _ENDLESS)
@@ -127,7 +129,7 @@ def test_use_chat_shows_a_whole_answer_over_a_cut_and_a_reload(
         assert list(raw.post(f"{path}/page/stop").json().values()) == ["cancelled"]
         whole = texts_of(raw.get(f"{path}/page/messages").json())
         page.wait_until(
-            "(text) => document.querySelectorAll('p')[1].textContent === text", whole[1]
+            "(text) => document.querySelectorAll('p')[1].textContent.trim() === text", whole[1]
         )
         assert shown(page) == whole
         page.reload()

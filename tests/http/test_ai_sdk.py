@@ -231,6 +231,24 @@ async def test_an_answer_of_another_client_of_the_server_continues_the_message(
     assert shown["parts"][1]["state"] == "output-available"
 
 
+async def test_a_person_may_write_on_when_the_page_has_settled_all_calls(client: Client) -> None:
+    tools = {"where": {"parameters": {"type": "object"}}}
+    await client.send("[client_tool=where][chunks=0]", tools=tools)
+    message = (await client.messages())[-1]
+    failed = {"state": "output-error", "errorText": "The user wrote on."}
+    message["parts"][-1] |= failed
+    new = {"id": "u2", "role": "user", "parts": [{"type": "text", "text": "never mind"}]}
+    body = {"id": "chat-1", "messages": [message, new]}
+    chunks = await client.post(body)
+    assert await client.post(body) == chunks
+    _, asked, user, answer = await client.messages()
+    assert asked["parts"][1] | failed == asked["parts"][1]
+    assert asked["metadata"]["stop_reason"] == "requires_approval"
+    assert user == new
+    assert answer["id"] == chunks[0]["messageId"] != asked["id"]
+    assert len(await client.live.run_ids(agent_id=client.agent_id)) == 2
+
+
 async def test_a_denied_call_is_shown_as_denied(client: Client) -> None:
     await client.send("[approve=rm][chunks=0]")
     message = (await client.messages())[-1]

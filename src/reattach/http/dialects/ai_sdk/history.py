@@ -217,6 +217,9 @@ class _Messages:
             if isinstance(part, ApprovalPart):
                 turn.state.decide(part)
         turn.state.add(_client_returns(message, run))
+        if run is not None and any(one.role is Role.USER for one in run.input):
+            self._close(turn)  # The run also got a new message, so its output is another message.
+            return
         turn.run_id = message.run_id
         turn.fold = UiMessageFold(_facts(message, run), self._first_run_id, denied)
         turn.state.add(turn.fold.begin_chunks())
@@ -229,9 +232,12 @@ class _Messages:
 
     def _end_turn(self) -> None:
         self._end_run()
-        turn, self._turn = self._turn, None
-        if turn is not None:
-            self._shown.append(turn.state.message())
+        if self._turn is not None:
+            self._close(self._turn)
+
+    def _close(self, turn: _Turn) -> None:
+        self._turn = None
+        self._shown.append(turn.state.message())
 
 
 def _facts(message: Message, run: Run | None) -> RunFacts:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from reattach.domain.errors import InvalidArgumentError
-from reattach.domain.ids import new_message_id
+from reattach.domain.ids import RunId, new_message_id
 from reattach.domain.limits.requests import MAX_KEPT_JSON_BYTES
 from reattach.domain.messages import (
     ApprovalPart,
@@ -29,6 +29,9 @@ from reattach.records.base import Run
 _DECIDED: Final = frozenset({"approval-responded", "output-available", "output-error"})
 _OTID: Final = "ai-sdk:"
 
+ANSWERED: Final = "answered"
+"""The kind of requests whose first message is an answer; the OTIDs of others have a number then."""
+
 OUTPUTS: Final = "outputs"
 """The member of ``Run.request_extras.given`` with results of the client's tools that are no text,
 by the ids of their calls."""
@@ -42,6 +45,7 @@ class Answer:
     """A client's answer to the calls that a run asked for."""
 
     message: Message
+    asked_by: RunId
     outputs: Mapping[str, Any]
     """The results that are no text."""
 
@@ -80,7 +84,8 @@ def shown_id(message: Message) -> str:
     otid = message.otid or ""
     if not otid.startswith(_OTID) or otid.count(":") < 3:
         return message.id
-    return otid.split(":", 3)[3]
+    _, kind, _, shown = otid.split(":", 3)
+    return shown.rpartition(":")[0] if kind == ANSWERED else shown
 
 
 def _contents(sent: UiMessageBody) -> tuple[ContentPart, ...]:
@@ -174,4 +179,4 @@ def answer_of(
     if len(msgspec.json.encode(outputs)) > MAX_KEPT_JSON_BYTES:
         outputs = {}  # They are shown as text after a reload.
     message = Message(id=new_message_id(), role=Role.APPROVAL, parts=tuple(parts), created_at=now)
-    return Answer(message, outputs)
+    return Answer(message, asked.id, outputs)

@@ -7,35 +7,32 @@ from fastapi import Path, Query, Response
 
 from reattach.domain.errors import (
     NoActiveRunsToCancelError,
-    NoPendingApprovalError,
     NotFoundError,
 )
 from reattach.domain.ids import AgentId, TenantId, is_run_id
 from reattach.domain.limits import MAX_INTEGER
 from reattach.domain.limits.requests import MAX_ID_CHARS
+from reattach.domain.messages import Message
 from reattach.engine.base import ClientTool
 from reattach.http.content import check_images
 from reattach.http.context import AccessDep, Context, ContextDep, TenantDep
+from reattach.http.dialects.ai_sdk.answers import answer_before, answer_in, is_answered_in
 from reattach.http.dialects.ai_sdk.bodies import ChatBody, UiMessageState
 from reattach.http.dialects.ai_sdk.branches import branch_at
 from reattach.http.dialects.ai_sdk.chats import (
     FAMILY,
-    MAX_TURN_RUNS,
     Chat,
-    continues,
     dialect_of,
     dialect_of_turn,
     find_chat,
     newest_runs,
     turn_of,
-    waiting_calls,
 )
 from reattach.http.dialects.ai_sdk.history import history
 from reattach.http.dialects.ai_sdk.incoming import (
+    ANSWERED,
     METADATA,
     OUTPUTS,
-    answer_of,
-    decided_ids,
     earlier_messages,
     user_message,
 )
@@ -99,11 +96,33 @@ async def send(
         message = "The last message is of the role 'system'. Send one of a user."
         raise invalid([Fault(["body", "messages"], message, "role")])
     if body.newest.role == "assistant":
-        run = await sends.start(access, await _answer(context, chat, agent, body))
+        run = await _answer(context, access, sends, chat, agent, body)
     else:
         run = await _message(context, access, sends, chat, agent, body)
     dialect = dialect_of(await turn_of(context, run))
     return dialect_stream(context, run, dialect, headers={RUN_ID: run.id})
+
+
+async def _answer(
+    context: Context,
+    access: Access,
+    sends: DialectSendsDep,
+    chat: Chat,
+    agent: Agent,
+    body: ChatBody,
+) -> Run:
+    """Start the run of the answers in the assistant's message."""
+    answer = await answer_in(context, chat, body.newest)
+    return await sends.start(
+        access,
+        DialectSend(
+            **_common(chat, agent, body),
+            messages=[answer.message],
+            payload=[answer.asked_by],
+            idempotency_key=_request_key("answer", chat, answer.asked_by),
+            given={OUTPUTS: answer.outputs} if answer.outputs else {},
+        ),
+    )
 
 
 async def _message(
@@ -121,18 +140,27 @@ async def _message(
     to_private = context.settings.callbacks_to_private
     check_images((*earlier, message), to_private=to_private)
     kind, opening, replaced = "submit", None, None
+    messages: list[Message] = [message]
+    given: dict[str, Any] = {} if sent.metadata is None else {METADATA: sent.metadata}
     if body.trigger == "regenerate-message" or body.message_id == sent.id:
         branch = await branch_at(context, chat, agent, sent.id, message)
         if branch.is_repeated and branch.replaced is not None:
             return branch.replaced
         opening, replaced = branch.opening, branch.replaced
         kind = f"again-{replaced.id if replaced else ''}"
-    given = {} if sent.metadata is None else {METADATA: sent.metadata}
+    elif chat.conversation is not None and body.earlier:
+        newest = (await newest_runs(context, chat))[:1]
+        if newest and is_answered_in(newest[0], sent.id, message):
+            return newest[0]
+        answer = await answer_before(context, newest, body.earlier[-1], now)
+        if answer is not None:
+            kind, messages = ANSWERED, [answer.message, message]
+            given |= {OUTPUTS: answer.outputs} if answer.outputs else {}
     run = await sends.start(
         access,
         DialectSend(
             **_common(chat, agent, body),
-            messages=[message],
+            messages=messages,
             payload=[kind, sent.id],
             opening=opening,
             earlier=earlier,
@@ -143,33 +171,6 @@ async def _message(
     if opening is not None and replaced is not None and replaced.status.is_active:
         await context.runs.cancel([replaced], by=access.actor)  # Nobody will see its answer.
     return run
-
-
-async def _answer(context: Context, chat: Chat, agent: Agent, body: ChatBody) -> DialectSend:
-    """Return the send of the answers in the assistant's message.
-
-    Raises:
-        InvalidArgumentError: A waiting call has no answer.
-        NoPendingApprovalError: No call of the message waits or has waited.
-    """
-    decided = decided_ids(body.newest)
-    for asked in await newest_runs(context, chat, limit=MAX_TURN_RUNS):
-        waiting = await waiting_calls(context, asked)
-        if waiting and (
-            asked.id == (await newest_runs(context, chat))[0].id
-            or any(call.tool_call_id in decided for call in waiting)
-        ):
-            answer = answer_of(body.newest, waiting, asked, context.clock.now())
-            return DialectSend(
-                **_common(chat, agent, body),
-                messages=[answer.message],
-                payload=[asked.id],
-                idempotency_key=_request_key("answer", chat, asked.id),
-                given={OUTPUTS: answer.outputs} if answer.outputs else {},
-            )
-        if not continues(asked):
-            break
-    raise NoPendingApprovalError
 
 
 def _common(chat: Chat, agent: Agent, body: ChatBody) -> dict[str, Any]:
