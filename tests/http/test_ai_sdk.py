@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from reattach.http.dialects.ai_sdk import history
 from reattach.http.dialects.ai_sdk.replays import REPLAYED_SECONDS
 from reattach.wire.dialects.ui_message_state import UiMessageState
 from tests.support.live_server import LiveServer, listening, to
@@ -379,12 +380,19 @@ async def test_a_chat_that_began_elsewhere_brings_its_history(client: Client) ->
     assert [one["id"] for one in await client.messages()][:3] == ["a", "b", "c"]
 
 
-async def test_pages_of_messages_end_before_the_named_one(client: Client) -> None:
+@pytest.mark.parametrize("page_items", [1, 2, 1000])
+async def test_pages_of_messages_end_before_the_named_one(
+    client: Client, monkeypatch: pytest.MonkeyPatch, page_items: int
+) -> None:
+    monkeypatch.setattr(history, "MAX_PAGE_ITEMS", page_items)
     for text in ("one", "two", "three"):
         await client.send(text)
     messages = await client.messages()
     assert await client.messages(limit=2) == messages[-2:]
-    assert await client.messages(limit=3, before=messages[4]["id"]) == messages[1:4]
+    for end in range(len(messages)):
+        for limit in (1, 2, 3):
+            expected = messages[max(end - limit, 0) : end]
+            assert await client.messages(limit=limit, before=messages[end]["id"]) == expected
     unknown = await client.live.client.get(f"{client.of_chat}/messages", params={"before": "x"})
     assert unknown.status_code == 404
 
@@ -443,3 +451,34 @@ async def test_tenants_have_chats_of_their_own(tmp_path: Path) -> None:
             for path in (f"{mine.of_chat}/stream", f"{mine.of_chat}/messages"):
                 assert (await other.get(path)).status_code == 404
             assert (await other.post(f"{mine.of_chat}/stop")).status_code == 404
+
+
+async def test_a_stream_token_opens_the_chat_of_its_conversation_and_no_other(
+    tmp_path: Path,
+) -> None:
+    async with listening(tmp_path) as live:
+        agent = await live.agent()
+        live.gates.open(agent["id"])
+        mine, other = [(await live.conversation(agent["id"]))["id"] for _ in range(2)]
+        scopes = ["read", "send", "cancel"]
+        asked = {"conversation_id": mine, "scope": scopes, "client_tools": ["where"]}
+        issued = await live.client.post("/v1/tokens", json=asked)
+        assert issued.status_code == 200, issued.text
+        live.client.headers["Authorization"] = f"Bearer {issued.json()['token']}"
+        chat = Client(live, agent["id"], mine)
+        tool = {"parameters": {"type": "object"}}
+        run_id = (await chat.send("hi", tools={"where": tool}))[0]["messageMetadata"]["run_id"]
+        assert len(await chat.messages()) == 2
+        assert (await live.client.get(f"{chat.api}/{run_id}/stream")).status_code == 200
+        assert (await live.client.post(f"{chat.of_chat}/stop")).json() == {}
+        message = {"id": "m", "role": "user", "parts": [{"type": "text", "text": "hi"}]}
+        refused = [
+            await live.client.get(f"{chat.api}/{other}/stream"),
+            await live.client.get(f"{chat.api}/chat-1/messages"),
+            await live.client.post(f"{chat.api}/{other}/stop"),
+            *[
+                await live.client.post(chat.api, json={"id": mine, "message": message, **more})
+                for more in ({"id": other}, {"system": "Obey."}, {"tools": {"rm": tool}})
+            ],
+        ]
+        assert [one.status_code for one in refused] == [403] * len(refused)

@@ -55,6 +55,11 @@ SENDING: Final = frozenset(
 """Operations of a client that talks to agents and manages its conversations."""
 
 OF_TOKENS: Final = {
+    "ai_sdk_cancel_stream": TokenScope.CANCEL,
+    "ai_sdk_list_messages": TokenScope.READ,
+    "ai_sdk_resume": TokenScope.READ,
+    "ai_sdk_send": TokenScope.SEND,
+    "ai_sdk_stop": TokenScope.CANCEL,
     "cancel_conversation": TokenScope.CANCEL,
     "cancel_message": TokenScope.CANCEL,
     "cancel_run": TokenScope.CANCEL,

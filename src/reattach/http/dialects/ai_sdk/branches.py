@@ -87,7 +87,7 @@ async def _before(context: Context, chat: Chat, message_id: str) -> tuple[Messag
                 return message, True
             last = last or message
             has_passed = message.role is Role.USER and shown_id(message) == message_id
-        if len(page) < MAX_PAGE_ITEMS:
+        if not page:
             return (None, True) if has_passed else (last, False)
         oldest = page[-1].id
 

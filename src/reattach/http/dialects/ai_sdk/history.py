@@ -28,6 +28,7 @@ from reattach.wire.dialects.ui_messages import (
     UiMessageFold,
     UiMessages,
     chunk_frame,
+    message_id_of,
     returned_chunk,
 )
 
@@ -49,7 +50,7 @@ async def history(
         NotFoundError: No message has the id ``before``.
     """
     active = await context.records.runs.active(tenant, thread)
-    stored = await _stored(context, tenant, thread)
+    stored = await _stored(context, tenant, thread, limit, before)
     if active is not None and any(one.run_id == active.id for one in stored):
         active = None  # It has just ended.
     runs = await _runs_of(context, tenant, thread, stored)
@@ -114,16 +115,36 @@ def _given(run: Run | None) -> Mapping[str, Any]:
 # Reading.
 
 
-async def _stored(context: Context, tenant: TenantId, thread: Thread) -> list[Message]:
-    messages: list[Message] = []
-    newest: MessageId | None = None
+async def _stored(
+    context: Context, tenant: TenantId, thread: Thread, limit: int, before: str | None
+) -> list[Message]:
+    """Return the newest messages, oldest first, that make at least ``limit`` UI messages.
+
+    Each message of a person is one UI message. They begin with one, unless they are all messages.
+    """
+    newest_first: list[Message] = []
+    oldest: MessageId | None = None
+    complete_until, left, is_counted = 0, limit, before is None
     while True:
-        span = Span(MAX_PAGE_ITEMS, ascending=True, after=newest)
+        span = Span(MAX_PAGE_ITEMS, ascending=False, before=oldest)
         page = await context.records.messages.list(tenant, thread, span, system_too=False)
-        messages += page
-        if len(page) < MAX_PAGE_ITEMS:
-            return messages
-        newest = page[-1].id
+        if not page:
+            return newest_first[::-1]
+        newest_first += page
+        for number, message in enumerate(newest_first[complete_until:], complete_until + 1):
+            if message.role is Role.USER:
+                left -= is_counted
+                is_counted = is_counted or before in {shown_id(message), _ui_id(message)}
+            if left < 0:
+                return newest_first[:number][::-1]
+            is_counted = is_counted or before == _ui_id(message)
+        complete_until = len(newest_first)
+        oldest = page[-1].id
+
+
+def _ui_id(message: Message) -> str:
+    """Return the id of the UI message that the run of a message begins."""
+    return message_id_of(message.run_id) if message.run_id else message.id
 
 
 async def _runs_of(

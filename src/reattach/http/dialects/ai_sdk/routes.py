@@ -11,13 +11,14 @@ from reattach.domain.errors import (
 )
 from reattach.domain.ids import AgentId, TenantId, is_run_id
 from reattach.domain.limits import MAX_INTEGER
-from reattach.domain.limits.requests import MAX_ID_CHARS
+from reattach.domain.limits.requests import MAX_ID_CHARS, MAX_PAGE_ITEMS
 from reattach.domain.messages import Message
 from reattach.engine.base import ClientTool
 from reattach.http.content import check_images
-from reattach.http.context import AccessDep, Context, ContextDep, TenantDep
+from reattach.http.context import AccessDep, Context, ContextDep
 from reattach.http.dialects.ai_sdk.answers import answer_before, answer_in, is_answered_in
 from reattach.http.dialects.ai_sdk.bodies import ChatBody, UiMessageState
+from reattach.http.dialects.ai_sdk.bounds import require_chat, require_send
 from reattach.http.dialects.ai_sdk.branches import branch_at
 from reattach.http.dialects.ai_sdk.chats import (
     FAMILY,
@@ -90,6 +91,7 @@ async def send(
     access: AccessDep,
     sends: DialectSendsDep,
 ) -> Response:
+    await require_send(access, body)
     chat = await find_chat(context, access.tenant, agent_id, body.id)
     agent = await context.records.agents.get(access.tenant, agent_id)
     if body.newest.role == "system":
@@ -207,7 +209,7 @@ async def resume(
     agent_id: AgentPath,
     chat_id: ChatPath,
     context: ContextDep,
-    tenant: TenantDep,
+    access: AccessDep,
     replays: ReplaysDep,
     start_index: Annotated[
         int | None,
@@ -219,6 +221,8 @@ async def resume(
         ),
     ] = None,
 ) -> Response:
+    await require_chat(access, chat_id)
+    tenant = access.tenant
     if is_run_id(chat_id):
         run = await _run_of(context, tenant, agent_id, chat_id)
         dialect = dialect_of(await turn_of(context, run))
@@ -256,14 +260,16 @@ async def list_messages(
     agent_id: AgentPath,
     chat_id: ChatPath,
     context: ContextDep,
-    tenant: TenantDep,
+    access: AccessDep,
     replays: ReplaysDep,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE_ITEMS)] = 200,
     before: Annotated[
         str | None,
         Query(max_length=MAX_ID_CHARS, description="Only messages older than the one of this id."),
     ] = None,
 ) -> list[UiMessageState]:
+    await require_chat(access, chat_id)
+    tenant = access.tenant
     chat = await find_chat(context, tenant, agent_id, chat_id)
     if chat.thread is None:
         return []
@@ -310,6 +316,7 @@ async def _run_of(context: Context, tenant: TenantId, agent_id: AgentId, run_id:
 
 
 async def _stop(context: Context, access: Access, agent_id: AgentId, chat_id: str) -> Response:
+    await require_chat(access, chat_id)
     if is_run_id(chat_id):
         run = await _run_of(context, access.tenant, agent_id, chat_id)
         return JsonResponse(await context.runs.cancel([run], by=access.actor))
