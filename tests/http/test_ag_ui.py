@@ -97,9 +97,10 @@ class Client:
             yield streamed(response)
 
     @asynccontextmanager
-    async def begun(self, text: str, **more: Any) -> AsyncIterator[AsyncIterator[Json]]:
+    async def begun(self, text: str | None, **more: Any) -> AsyncIterator[AsyncIterator[Json]]:
         """Begin a run, and yield its events as they come."""
-        self.says(text)
+        if text is not None:
+            self.says(text)
         self.run_id = more.pop("runId", None) or new_uuid()
         async with (
             asyncio.timeout(WAIT_SECONDS),
@@ -364,14 +365,31 @@ async def test_an_interrupt_is_answered_by_a_resume(client: Client) -> None:
 async def test_a_denied_call_does_not_run(client: Client, answer: Json) -> None:
     asked = await client.run("[approve=deploy]")
     (interrupt,) = asked[-1]["outcome"]["interrupts"]
-    answered = await client.run(resume=[{"interruptId": interrupt["id"], **answer}])
-    assert "denied" in text_of(answered)
-    shown = list(client.messages)
-    await client.connect()
-    assert [one["role"] for one in client.messages if one["role"] == "tool"] == ["tool"]
-    assert [one["id"] for one in client.messages if one["role"] != "tool"] == [
-        one["id"] for one in shown if one["role"] != "tool"
-    ]
+    resume = [{"interruptId": interrupt["id"], **answer}]
+    client.live.gates.hold(client.agent, 0)
+    async with client.begun(None, resume=resume) as events:
+        assert (await anext(events))["type"] == "RUN_STARTED"
+        result = await anext(events)
+        assert (result["toolCallId"], result["type"]) == (interrupt["id"], "TOOL_CALL_RESULT")
+        fresh = Client(client.live, client.agent, client.thread)
+        async with fresh.connecting() as connected:
+            seen = [await anext(connected)]
+            client.live.gates.open(client.agent)
+            fresh.apply(seen + [event async for event in connected])
+        rest = [event async for event in events]
+    client.apply([result, *rest])
+    assert "denied" in result["content"]
+    assert f"error: {result['content']}" in text_of(rest)
+    assert by_id(client.messages) == by_id(fresh.messages)
+    await fresh.connect()
+    assert by_id(client.messages) == by_id(fresh.messages)
+
+
+def by_id(messages: list[Json]) -> dict[str, Json]:
+    """Return the messages without their order: results stand after their calls or at the end."""
+    found = {one["id"]: one for one in messages}
+    assert len(found) == len(messages)
+    return found
 
 
 async def test_a_tool_of_the_client_gets_its_result_as_a_message(client: Client) -> None:

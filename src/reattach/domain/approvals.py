@@ -83,7 +83,7 @@ class PendingApproval:
             if isinstance(part, ToolReturnPart):
                 returns.append(part)
             elif not part.approve:
-                returns.append(call.error_return(_denial(part.reason)))
+                returns.append(call.error_return(denial(part.reason)))
         returned = [self._returns(returns, answers[-1].created_at)] if returns else []
         rest = [message for message in sent if message.role is not Role.APPROVAL]
         return (*answers, *returned, *rest)
@@ -176,6 +176,7 @@ def _decisions(messages: Sequence[Message]) -> list[ApprovalPart]:
     return [part for one in messages for part in one.parts if isinstance(part, ApprovalPart)]
 
 
-def _denial(reason: str | None) -> str:
+def denial(reason: str | None) -> str:
+    """Return the text that a denied call has as its result."""
     denied = "The user denied this call."
     return f"{denied} Reason: {reason}" if reason else denied

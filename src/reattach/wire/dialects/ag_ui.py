@@ -51,6 +51,10 @@ PARENT: Final = "parentRunId"
 PROTOCOL: Final = "protocolVersion"
 """The members of a request that its events repeat, in ``RunFacts.given``."""
 
+DENIED: Final = "deniedCalls"
+"""The member of ``RunFacts.given`` with the results of the calls that the request denies, by their
+ids. The log has no event for them."""
+
 PROTOCOL_VERSION: Final = "1.0"
 _COMPACTION: Final = "reattach.compaction"
 _UNKNOWN: Final = Failed("internal_error", "The answer failed.", None)
@@ -154,7 +158,8 @@ class AgUiFold:
         return _FOLD_BYTES + _CALL_BYTES * len(self._calls)
 
     def begin(self) -> list[bytes]:
-        return [started(self._facts)]
+        denied = self._facts.given.get(DENIED) or {}
+        return [started(self._facts), *(_result(call, text) for call, text in denied.items())]
 
     def add(self, event: Event) -> list[bytes]:
         match event:
@@ -292,15 +297,7 @@ class AgUiFold:
 
     def _returned(self, part: ToolReturnPart) -> bytes:
         self._calls.pop(part.tool_call_id, None)  # An earlier run has it if it was approved.
-        return event_frame(
-            "TOOL_CALL_RESULT",
-            {
-                "messageId": result_id(part.tool_call_id),
-                "toolCallId": part.tool_call_id,
-                "content": part.output,
-                "role": "tool",
-            },
-        )
+        return _result(part.tool_call_id, part.output)
 
     # The end.
 
@@ -333,6 +330,11 @@ class AgUiFold:
         status = self._stopped.run_status
         is_failed = status is RunStatus.FAILED and self._stopped not in _COMPLETE
         return self._failed or (_UNKNOWN if is_failed else None)
+
+
+def _result(call_id: str, text: str) -> bytes:
+    members = {"messageId": result_id(call_id), "toolCallId": call_id}
+    return event_frame("TOOL_CALL_RESULT", {**members, "content": text, "role": "tool"})
 
 
 def _usage(usage: Usage, model: str | None) -> Json:

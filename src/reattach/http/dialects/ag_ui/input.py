@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from reattach.domain.approvals import denial
 from reattach.domain.errors import ConflictError, InvalidArgumentError
 from reattach.domain.ids import new_message_id
 from reattach.domain.limits.requests import (
@@ -35,7 +36,7 @@ from reattach.http.json import Fault, invalid
 from reattach.http.schemas.sending import ImageSource
 from reattach.records.base import Run
 from reattach.runs.translation.facts import facts_of
-from reattach.wire.dialects.ag_ui import PARENT, PROTOCOL, RUN, THREAD
+from reattach.wire.dialects.ag_ui import DENIED, PARENT, PROTOCOL, RUN, THREAD
 from reattach.wire.dialects.ag_ui_messages import APPROVED, result_id
 
 IDS: Final = "messageIds"
@@ -92,6 +93,8 @@ def parse_input(
         given[PARENT] = body.parent_run_id
     if body.protocol_version is not None:
         given[PROTOCOL] = body.protocol_version
+    if denied := _denied(messages):
+        given[DENIED] = denied
     if body.messages:
         given[LAST] = body.messages[-1].id
     earlier = () if is_known else _earlier(body.messages[:first], now)
@@ -229,6 +232,15 @@ def _decision(number: int, entry: ResumeEntry) -> ApprovalPart:
     return ApprovalPart(
         entry.interrupt_id, approve=approved, reason=reason if isinstance(reason, str) else None
     )
+
+
+def _denied(messages: Sequence[Message]) -> dict[str, str]:
+    return {
+        part.tool_call_id: denial(part.reason)
+        for message in messages
+        for part in message.parts
+        if isinstance(part, ApprovalPart) and not part.approve
+    }
 
 
 def _returned(message: ClientMessage) -> ToolReturnPart:

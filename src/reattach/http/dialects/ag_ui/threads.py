@@ -10,13 +10,14 @@ import msgspec
 from reattach.domain.errors import NotFoundError
 from reattach.domain.events import RunStatus
 from reattach.domain.ids import AgentId, ConversationId, TenantId
-from reattach.domain.messages import Message
+from reattach.domain.messages import Message, ToolReturnPart
 from reattach.http.context import Context
 from reattach.http.dialects.ag_ui.input import IDS
 from reattach.records.base import Conversation, Page, Run, Span, Thread
 from reattach.records.records import Records
 from reattach.records.runs.openings import ConversationKey
 from reattach.runs.translation.facts import facts_of
+from reattach.wire.dialects.ag_ui import DENIED
 from reattach.wire.dialects.ag_ui_messages import history, interrupt
 
 FAMILY: Final = "ag-ui"
@@ -112,13 +113,27 @@ async def history_of(
     messages: Sequence[Message] = listed[::-1]
     if before is not None:
         places = [n for n, one in enumerate(messages) if one.run_id == before.id]
-        messages = [*messages[: places[0] if places else None], *before.input]
+        messages = [*messages[: places[0] if places else None], *_sent(before)]
     named = thread.thread.conversation_id
     runs = await records.runs.list(tenant, _RUNS, conversation_id=ConversationId(named or ""))
     ids: dict[str, str] = {}
     for run in runs:
         ids |= facts_of(run).given.get(IDS, {})
     return history(messages, ids)
+
+
+def _sent(run: Run) -> list[Message]:
+    """Return the input of a run without the results that its events have."""
+    denied = facts_of(run).given.get(DENIED) or {}
+    sent: list[Message] = []
+    for message in run.input:
+        parts = tuple(
+            part
+            for part in message.parts
+            if not (isinstance(part, ToolReturnPart) and part.tool_call_id in denied)
+        )
+        sent.append(msgspec.structs.replace(message, parts=parts))
+    return sent
 
 
 async def interrupts_of(
