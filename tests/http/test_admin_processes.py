@@ -80,6 +80,12 @@ async def test_a_tenant_sees_its_own_counts_and_no_machine(live: LiveServer) -> 
         assert (one["open_runs"], one["host"], one["stores"]) == (1, None, [])
         refused = await theirs.get(PROCESSES, params={"tenant": DEFAULT_TENANT})
         assert (refused.status_code, refused.json()["missing_scope"]) == (403, "operator")
+        assert (
+            "`reattach keys create NAME --tenant tenant-b --scope admin --scope operator`"
+            in refused.json()["detail"]
+        )
+        unreadable = await theirs.get("/v1/agents/")
+        assert "--tenant tenant-b --scope admin --scope read`" in unreadable.json()["detail"]
         assert (await theirs.get(PROCESSES, params={"tenant": stranger})).status_code == 200
 
 

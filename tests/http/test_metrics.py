@@ -153,11 +153,11 @@ async def test_a_resume_is_counted_by_where_its_client_was(live: LiveServer, met
     last = len(frames) - 1
     run_id = str((await live.run_ids())[0])
     before = await scraped(live)
-    for cursor in (0, 2, last):
+    for cursor in (0, 2, last, last + 1):
         body = {"starting_after": cursor}
         await live.streamed(f"/v1/runs/{run_id}/stream", body, method=method)
     after = await scraped(live)
-    for place in ("start", "middle", "end"):
+    for place in ("start", "middle", "end", "ahead"):
         assert after.since(before, "reattach_resumes_total", cursor=place) == 1
-    assert after.since(before, "reattach_resume_events_count") == 3
+    assert after.since(before, "reattach_resume_events_count") == 4
     assert after.since(before, "reattach_resume_events_sum") == last + (last - 2)

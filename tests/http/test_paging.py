@@ -128,6 +128,16 @@ async def test_every_list_with_a_cursor_is_walked_here(filled: Filled) -> None:
     assert paged == {*MESSAGES, *SORTED, *OTHERS}
 
 
+@pytest.mark.parametrize("query", ["order=asc", "order=desc", "before=run-1", "ascending=true"])
+async def test_a_list_that_has_one_order_refuses_others(filled: Filled, query: str) -> None:
+    for noun in ("runs", "keys", "tenants", "audit"):
+        refused = await filled.live.client.get(f"/v1/admin/{noun}?{query}")
+        assert refused.status_code == 422
+        [error] = refused.json()["errors"]
+        assert error["loc"] == ["query", query.partition("=")[0]]
+        assert "`after`" in error["msg"]
+
+
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(("path", "order_by"), RELATIVE)
 async def test_the_cursors_of_a_list_follow_its_order(

@@ -180,6 +180,17 @@ async def test_a_resume_is_a_short_span_with_a_link_to_its_run(
         assert resume.attributes["http.response.status_code"] == 200
 
 
+async def test_the_span_of_a_resume_has_the_cursor_that_its_client_named(
+    traced: LiveServer, collector: Collector
+) -> None:
+    _, thread_id = await new_threads(traced)
+    run_id = await traced.background_run(thread_id, "hello")
+    await traced.ended(run_id)
+    await traced.streamed(f"/v1/runs/{run_id}/stream", {"starting_after": 5000})
+    (resume,) = await collector.of_run(run_id, "POST /v1/runs/{run_id}/stream")
+    assert resume.attributes["reattach.cursor"] == 5000
+
+
 async def test_a_resume_of_an_open_run_ends_its_span_at_the_head(
     traced: LiveServer, collector: Collector
 ) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.domain.messages import ToolReturnPart
 from reattach.records.base import Run, Settlement, StepRecord
 from reattach.runs.attempts.policy import ContinuePolicy
@@ -185,3 +186,22 @@ async def test_a_run_that_recovery_ends_has_its_line_and_its_takeover(stores: St
     assert ended["run_id"] == run.id
     assert (ended["outcome"], ended["error"]) == ("error", "stream_incomplete")
     assert ended["events"] > 0
+
+
+async def test_the_lines_of_a_run_that_lost_its_log_count_the_events_that_exist(
+    stores: Stores,
+) -> None:
+    life = Life("after log.append", 3)
+    service = stores.service_upon(life)
+    async with asyncio.timeout(WAIT_SECONDS):
+        await service.start()
+        run = await service.send(sent(stores, await stores.conversation(), text="[chunks=6] one"))
+        await life.ended.wait()
+        await stores.log.delete(run.id)
+        with structlog.testing.capture_logs() as logs:
+            await stores.service().start()
+    (recovered,) = [one for one in logs if one["event"] == "run recovered"]
+    (ended,) = [one for one in logs if one["event"] == "run ended"]
+    head = await stores.log.head(run.id)
+    assert head.first_seq >= LOST_LOG_FIRST_SEQ
+    assert (recovered["events"], ended["events"]) == (0, head.last_seq + 1 - head.first_seq)

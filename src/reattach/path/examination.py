@@ -225,7 +225,10 @@ def _refusal(answer: Answer, api_key: str | None) -> Finding:
         )
         return Finding("wrong", "reach", f"the key is not valid ({said})", remedy=remedy)
     if answer.status == 403 and members.get("code") == "forbidden":
-        remedy = "Create a key with `reattach keys create NAME --scope admin`."
+        remedy = (
+            "Create a key with `reattach keys create NAME --scope admin`, and `--tenant` unless "
+            "the tenant is the default one."
+        )
         return Finding("wrong", "reach", "the key lacks the scope admin", remedy=remedy)
     remedy = (
         "Check the address with the path under which Reattach is mounted, that the server has this "

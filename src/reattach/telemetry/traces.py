@@ -41,7 +41,7 @@ class Answer:
     status: int | None
     run_ids: Sequence[str] = ()
     cursor: int | None = None
-    """The seq that the stream begins after."""
+    """The cursor that the client named; else the seq that the stream begins after."""
     traceparents: Sequence[str] = ()
     """Those of the runs that the response streams."""
     error: BaseException | None = None

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import ClassVar
 
 from reattach.domain.clock import utc_text
-from reattach.domain.ids import ConversationId, Seq
+from reattach.domain.ids import DEFAULT_TENANT, ConversationId, Seq, TenantId
 from reattach.domain.limits import MAX_ERROR_CHARS, MAX_VALIDATION_ERRORS
 
 
@@ -95,12 +95,14 @@ class ForbiddenError(ReattachError):
 
     code = "forbidden"
 
-    def __init__(self, scope: str, scopes: Sequence[str]) -> None:
+    def __init__(self, scope: str, scopes: Sequence[str], tenant: TenantId) -> None:
+        options = [] if tenant == DEFAULT_TENANT else [f"--tenant {tenant}"]
+        options += [f"--scope {one}" for one in (*scopes, scope)]
         super().__init__(
             f"This request needs the scope '{scope}', and the API key has only: "
             f"{', '.join(scopes) or 'none'}.",
             remedy="Use another key, or create one with `reattach keys create NAME "
-            f"{' '.join(f'--scope {one}' for one in (*scopes, scope))}`.",
+            f"{' '.join(options)}`.",
             missing_scope=scope,
         )
 

@@ -82,7 +82,11 @@ class Access:
     def require(self, scope: KeyScope) -> None:
         """Raises ForbiddenError if the key lacks the scope."""
         if scope not in self.scopes:
-            raise ForbiddenError(scope, sorted(self.scopes))
+            raise self.lacks(scope)
+
+    def lacks(self, scope: KeyScope) -> ForbiddenError:
+        """Return the error for a request that needs a scope which the key lacks."""
+        return ForbiddenError(scope, sorted(self.scopes), self.tenant)
 
     async def require_operation(
         self,
@@ -111,7 +115,7 @@ class Access:
             ForbiddenError: It is another tenant, and the key reaches only its own.
         """
         if not self.is_operator and wanted not in (None, self.tenant):
-            raise ForbiddenError(KeyScope.OPERATOR, sorted(self.scopes))
+            raise self.lacks(KeyScope.OPERATOR)
         return wanted if self.is_operator else self.tenant
 
     @property

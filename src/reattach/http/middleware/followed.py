@@ -12,6 +12,9 @@ FOLLOWED: Final = "reattach.followed"
 """Key of the ASGI scope under which a stream stores, before its head, the ``Target`` that it
 follows, or the ids of several runs."""
 
+ASKED_CURSOR: Final = "reattach.asked_cursor"
+"""Key of the ASGI scope under which a resume stores the cursor that its client named."""
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -20,7 +23,7 @@ class Head:
     status: int
     run_ids: Sequence[str]
     cursor: int | None
-    """The seq that the stream begins after."""
+    """The cursor that the client named; else the seq that the stream begins after."""
     traceparents: Sequence[str]
 
 
@@ -34,6 +37,7 @@ def head_of(message: Message, scope: Scope) -> Head:
             run_ids = (value.decode("latin-1"),)
         elif name == b"x-stream-starts-after":
             cursor = int(value)
+    cursor = scope.get(ASKED_CURSOR, cursor)
     followed: Target | Sequence[str] = scope.get(FOLLOWED, run_ids)
     if isinstance(followed, Target):
         traceparents = () if followed.traceparent is None else (followed.traceparent,)

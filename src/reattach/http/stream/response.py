@@ -20,7 +20,7 @@ from reattach.domain.limits import REPLAY_SLICE_EVENTS
 from reattach.http.client_name import client_of
 from reattach.http.errors import error_response
 from reattach.http.middleware.access import ACCESS, Access
-from reattach.http.middleware.followed import FOLLOWED
+from reattach.http.middleware.followed import ASKED_CURSOR, FOLLOWED
 from reattach.http.stream.body import CONNECTION_EXTENSION, AsgiBody, Connection
 from reattach.http.stream.delivery import AsgiDelivery, DetachedDelivery, Source, StreamJob
 from reattach.http.stream.framing import LETTA, Framing
@@ -124,13 +124,15 @@ class RunStream(Response):
         self._more_headers += headers
         job = self._job
         scope[FOLLOWED] = job.target
+        if self._resumes and not job.framing.from_snapshot:
+            scope[ASKED_CURSOR] = self._cursor
         connection: Connection | None = scope.get("extensions", {}).get(CONNECTION_EXTENSION)
         if connection is not None and connection.is_writable() and not job.framing.from_snapshot:
             rest = job.frames.remainder(job.target, self._cursor, max_events=self._max_events)
             if rest is not None:
                 if self._resumes:
                     missed = rest.last_seq - rest.first_seq + 1
-                    count_position(job.runs.meters, self._cursor, missed)
+                    count_position(job.runs.meters, self._cursor, rest.last_seq, missed)
                 framing = job.framing
                 frames = rest.frames if framing.splice is None else framing.splice(rest)
                 await connection.begin(send, self._start(rest.first_seq - 1))

@@ -23,6 +23,7 @@ def log_continuation(run: Run) -> None:
 def log_end(run: Run, settlement: Settlement, last_seq: Seq) -> None:
     """Log that the run has ended, by its driver or by a recovery; ``last_seq`` is its last event.
 
+    The log of a run that has lost it begins late, so its last number is not the number of events.
     The line has everything that a report about runs needs, so that no other line has to be read.
     """
     usage = settlement.usage
@@ -36,7 +37,7 @@ def log_end(run: Run, settlement: Settlement, last_seq: Seq) -> None:
         steps=len(settlement.steps),
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
-        events=last_seq,
+        events=last_seq if settlement.log is None else settlement.log.event_count,
         seconds=round(seconds, 3),
     )
 

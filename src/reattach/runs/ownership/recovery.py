@@ -354,7 +354,8 @@ async def end_orphan(
         transcript.add(event)
     summary = LogSummary(last_seq + 1 - head.first_seq, size_bytes)
     settlement = await _settle_from(transcript, run, clock, settle, last_seq, log=summary)
-    logger.info("run recovered", run_id=run.id, was_closed=head.closed, events=head.last_seq)
+    found = head.last_seq + 1 - head.first_seq
+    logger.info("run recovered", run_id=run.id, was_closed=head.closed, events=found)
     return settlement
 
 

@@ -1,6 +1,6 @@
 """The route that shows the audit log."""
 
-from reattach.http.api.admin.fields import AfterItem, PageLimit, TenantFilter
+from reattach.http.api.admin.fields import ONE_ORDER, AfterItem, PageLimit, TenantFilter
 from reattach.http.api.admin.schemas import AuditItem, AuditPage
 from reattach.http.context import AccessDep, ContextDep
 from reattach.http.readable import readable_items
@@ -11,6 +11,7 @@ router = routes("operation")
 
 @router.get(
     "/v1/admin/audit",
+    dependencies=ONE_ORDER,
     operation_id="admin_list_audit_log",
     summary="List the audit log",
     description="Newest first: keys and tokens that were created and revoked, cancelled runs, and "

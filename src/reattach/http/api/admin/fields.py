@@ -1,12 +1,14 @@
 """Query parameters and types that the routes of operators share."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import Depends, Query
+from starlette.requests import Request
 
 from reattach.domain.ids import TENANT_PATTERN, TenantId
 from reattach.domain.limits.requests import MAX_ID_CHARS, MAX_PAGE_ITEMS
 from reattach.http.context import AccessDep
+from reattach.http.json import Fault, invalid
 
 AfterItem = Annotated[
     str | None,
@@ -26,6 +28,17 @@ TenantQuery = Annotated[
 async def _tenant_filter(access: AccessDep, tenant: TenantQuery = None) -> TenantId | None:
     return access.tenant_filter(None if tenant is None else TenantId(tenant))
 
+
+async def _one_order(request: Request) -> None:
+    """Refuse the parameters of other lists, which these would otherwise ignore silently."""
+    for name in ("order", "ascending", "before"):
+        if name in request.query_params:
+            text = "This list has one order, and goes on with `after`. Omit this parameter."
+            raise invalid([Fault(["query", name], text, "unsupported")])
+
+
+ONE_ORDER: Final = (Depends(_one_order),)
+"""The dependencies of a list that has one order."""
 
 TenantFilter = Annotated[TenantId | None, Depends(_tenant_filter)]
 """The tenant to which a request is limited; None for an operator who asked for all."""

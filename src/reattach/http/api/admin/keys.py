@@ -4,9 +4,8 @@ from typing import Annotated
 
 from fastapi import Path, Response
 
-from reattach.domain.errors import ForbiddenError
 from reattach.domain.ids import KEY_PATTERN, TenantId, new_tenant_id
-from reattach.http.api.admin.fields import AfterItem, PageLimit, TenantFilter
+from reattach.http.api.admin.fields import ONE_ORDER, AfterItem, PageLimit, TenantFilter
 from reattach.http.api.admin.schemas import NEW_TENANT, CreatedKey, KeyList, KeyState, NewKey
 from reattach.http.context import AccessDep, ContextDep
 from reattach.http.json import Fault, invalid
@@ -24,6 +23,7 @@ KeyPath = Annotated[
 
 @router.get(
     "/v1/admin/keys",
+    dependencies=ONE_ORDER,
     operation_id="admin_list_keys",
     summary="List API keys",
     description="Newest first, with those that were revoked or have expired, without secrets.",
@@ -83,6 +83,6 @@ async def revoke_key(key_id: KeyPath, context: ContextDep, access: AccessDep) ->
     keys, tenant = context.records.keys, access.tenant_filter()
     key = await keys.get(tenant, key_id)
     if KeyScope.OPERATOR in key.scopes and not access.is_operator:
-        raise ForbiddenError(KeyScope.OPERATOR, sorted(access.scopes))
+        raise access.lacks(KeyScope.OPERATOR)
     await keys.revoke(key_id, tenant=tenant, by=access.actor)
     return KeyState.of(await keys.get(tenant, key_id), context.clock.now())

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from reattach.domain.events import RunStatus
 from reattach.domain.ids import CONVERSATION_PATTERN, ConversationId
 from reattach.domain.limits.requests import MAX_NAME_CHARS, MAX_QUERY_CHARS, MAX_QUERY_VALUES
-from reattach.http.api.admin.fields import AfterItem, PageLimit, TenantFilter
+from reattach.http.api.admin.fields import ONE_ORDER, AfterItem, PageLimit, TenantFilter
 from reattach.http.api.admin.run_states import RunItem, RunList, RunReport
 from reattach.http.api.runs import RunPath
 from reattach.http.context import ContextDep
@@ -47,6 +47,7 @@ TextQuery = Annotated[
 
 @router.get(
     "/v1/admin/runs",
+    dependencies=ONE_ORDER,
     operation_id="admin_list_runs",
     summary="List runs with their figures",
     description="Newest first, with the events, rates and readers that all processes report. With "

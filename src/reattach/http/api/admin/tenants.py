@@ -1,6 +1,6 @@
 """The route that lists tenants with their use."""
 
-from reattach.http.api.admin.fields import AfterItem, PageLimit, TenantFilter
+from reattach.http.api.admin.fields import ONE_ORDER, AfterItem, PageLimit, TenantFilter
 from reattach.http.api.admin.schemas import QuotaUse, TenantList, TenantUse
 from reattach.http.context import Context, ContextDep, QuotasDep
 from reattach.http.middleware.quotas import Quotas
@@ -13,6 +13,7 @@ router = routes("operation")
 
 @router.get(
     "/v1/admin/tenants",
+    dependencies=ONE_ORDER,
     operation_id="admin_list_tenants",
     summary="List tenants with their use",
     description="In the order of their ids. With a key that lacks `operator`, only its own tenant.",

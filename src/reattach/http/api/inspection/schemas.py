@@ -1,20 +1,23 @@
 """Schemas of looks into a run."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from reattach.domain.limits import MAX_CURSOR
 from reattach.domain.limits.requests import MAX_FRAMES
 from reattach.http.schemas.fields import Answer, Body, UtcTime
-from reattach.http.schemas.resuming import Cursor
+
+Position = Annotated[int, Field(ge=0, le=MAX_CURSOR)]
 
 
 class FrameQuery(Body):
     """The events to show; by default the newest ones."""
 
-    after_seq: Cursor | None = Field(
-        None, description="Begin with the first event after this one; 0 or less: from the start."
+    after_seq: Position | None = Field(
+        None, description="Begin with the first event after this one; 0: from the start."
     )
-    before_seq: Cursor | None = Field(
+    before_seq: Position | None = Field(
         None,
         description="Only events before this one. Without `after_seq`: the last ones of them.",
     )

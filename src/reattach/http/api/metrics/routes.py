@@ -2,7 +2,7 @@
 
 from fastapi import Request, Response
 
-from reattach.domain.errors import ForbiddenError, NotFoundError
+from reattach.domain.errors import NotFoundError
 from reattach.http.api.metrics.response import scraped
 from reattach.http.context import AccessDep, ContextDep
 from reattach.http.routes import routes
@@ -18,7 +18,7 @@ router = routes()
 async def read_metrics(request: Request, context: ContextDep, access: AccessDep) -> Response:
     """Return the figures of all workers of this machine."""
     if not access.is_operator:
-        raise ForbiddenError(KeyScope.OPERATOR, sorted(access.scopes))
+        raise access.lacks(KeyScope.OPERATOR)
     if not context.meters.enabled:
         raise NotFoundError(
             "This server measures nothing, because REATTACH_METRICS is false.",
