@@ -1,14 +1,18 @@
 import type { FunctionComponent } from "preact";
 import { useEffect } from "preact/hooks";
-import { api, latencyMs } from "./api";
+import { signal } from "@preact/signals";
+import { api, asApiError, latencyMs, type ApiError } from "./api";
 import { ChatView } from "./chat/view";
 import { shortId, span } from "./format";
 import { InspectorView } from "./inspector/view";
+import { Empty } from "./parts/empty";
+import { Fault } from "./parts/fault";
 import { Icon } from "./parts/icon";
+import { Missing } from "./parts/missing";
 import { address, route } from "./router";
 import { RunsView } from "./runs/view";
 import { ServerView } from "./server/view";
-import { server, signIn, signOut, token, type ServerInfo } from "./session";
+import { may, server, signIn, signOut, token, type ServerInfo } from "./session";
 import { SignIn } from "./sign_in";
 import { nextTheme, theme } from "./theme";
 import { Toasts } from "./toasts";
@@ -16,12 +20,36 @@ import { Toasts } from "./toasts";
 const ASK_MS = 10_000;
 const AGAIN_MS = 2000;
 
-const VIEWS: Array<{ name: string; title: string; icon: string; View: FunctionComponent }> = [
-  { name: "chat", title: "Chat", icon: "message-square", View: ChatView },
+/** Why the server did not say who we are. */
+const failure = signal<ApiError | null>(null);
+
+interface ViewOf {
+  name: string;
+  title: string;
+  icon: string;
+  View: FunctionComponent;
+  /** Whether nothing in the view can be shown without the scope `read`. */
+  reads?: boolean;
+}
+
+const VIEWS: ViewOf[] = [
+  { name: "chat", title: "Chat", icon: "message-square", View: ChatView, reads: true },
   { name: "runs", title: "Runs", icon: "list", View: RunsView },
-  { name: "inspector", title: "Inspector", icon: "activity", View: InspectorView },
+  { name: "inspector", title: "Inspector", icon: "activity", View: InspectorView, reads: true },
   { name: "server", title: "Server", icon: "server", View: ServerView },
 ];
+
+const UNKNOWN: ViewOf = { name: "", title: "Not found", icon: "", View: NoView };
+
+function NoView() {
+  return (
+    <Empty title="No such view">
+      <p>
+        The address names <code>{route.value.path[0]}</code>. <a href={address(["chat"])}>Show the chat</a>
+      </p>
+    </Empty>
+  );
+}
 
 /** Ask who we are, and whether the server answers. */
 function useServer(): void {
@@ -34,10 +62,12 @@ function useServer(): void {
       try {
         if (signIn.peek() === null) {
           server.value = await api<ServerInfo>("v1/server", { signal: stop.signal });
+          failure.value = null;
           waitMs = ASK_MS;
         }
-      } catch {
-        // The header shows that the server does not answer.
+      } catch (raised) {
+        // The header shows later that the server does not answer.
+        if (!stop.signal.aborted) failure.value = asApiError(raised);
       }
       if (!stop.signal.aborted && !document.hidden) timer = setTimeout(ask, waitMs);
     };
@@ -55,7 +85,7 @@ function useServer(): void {
 export function App() {
   useServer();
   const wanted = route.value.path[0];
-  const { name: shown, View, title } = VIEWS.find(({ name }) => name === wanted) ?? VIEWS[0]!;
+  const { name: shown, View, title, reads } = VIEWS.find(({ name }) => name === (wanted ?? "chat")) ?? UNKNOWN;
   useEffect(() => {
     document.title = `${title} · Reattach`;
   }, [title]);
@@ -83,7 +113,12 @@ export function App() {
       {server.value && (
         <main class="view" id="main" tabIndex={-1} hidden={isOut}>
           <h1 class="unseen">{title}</h1>
-          <View />
+          {reads && !may("read") ? <Missing scope="read" /> : <View />}
+        </main>
+      )}
+      {!server.value && !isOut && failure.value && (
+        <main class="view padded">
+          <Fault error={failure.value} />
         </main>
       )}
       {isOut && <SignIn />}

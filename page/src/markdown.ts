@@ -84,10 +84,14 @@ export function markdownInto(root: HTMLElement): MarkdownWriter {
     }
   };
 
+  /** The last link, if its address has an open bracket: the parser takes the first bracket as its end. */
+  let unclosed: HTMLElement | null = null;
+
   const parser = markdown.parser({
     data: null,
     addToken(_, token: number) {
       if (token === markdown.DOCUMENT) return;
+      unclosed = null;
       const [parent, element] = elementsOf(token);
       parent.append(element);
       open.push(element);
@@ -96,6 +100,13 @@ export function markdownInto(root: HTMLElement): MarkdownWriter {
       if (open.length > 1) open.pop();
     },
     addText(_, text: string) {
+      if (unclosed && unclosed !== top() && text.startsWith(")")) {
+        const address = unclosed.getAttribute("href");
+        if (address !== null) unclosed.setAttribute("href", `${address})`);
+        unclosed.title &&= `${unclosed.title})`;
+        text = text.slice(1);
+      }
+      unclosed = null;
       top().append(text);
     },
     setAttr(_, attribute: number, value: string) {
@@ -106,6 +117,7 @@ export function markdownInto(root: HTMLElement): MarkdownWriter {
       } else if (attribute === markdown.LANG) {
         element.parentElement!.dataset.language = value.replace(/^language-/, "");
       } else if (name === "src" || name === "href") {
+        if (value.includes("(") && !value.includes(")")) unclosed = element;
         if (!isSafeUrl(value)) return;
         element.setAttribute("href", value);
         element.title ||= value;

@@ -12,7 +12,8 @@ export function parse(hash: string): Route {
   const route: Route = { path: [], params: {} };
   for (const [at, part] of hash.replace(/^#\/?/, "").split("&").entries()) {
     const [name, value] = part.split(/=(.*)/) as [string, string | undefined];
-    if (value !== undefined) route.params[name] = decoded(value);
+    // An id may have any character, also `=`.
+    if (value !== undefined && !(at === 0 && name.includes("/"))) route.params[name] = decoded(value);
     else if (at === 0) route.path = part.split("/").filter(Boolean).map(decoded);
   }
   return route;

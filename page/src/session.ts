@@ -21,6 +21,7 @@ export interface ServerInfo {
 
 /** Whether the server accepts requests of this browser without a key, as of the page's load. */
 const isOpen = document.documentElement.dataset.keys === "none";
+const TOKEN_PREFIX = "rt1.";
 const KEY = `token ${base}`;
 
 export const token = signal<string | null>(fromAddress() ?? load("sessionStorage", KEY));
@@ -42,6 +43,19 @@ export function signInWith(secret: string): void {
   keep("sessionStorage", KEY, secret);
   token.value = secret;
   signIn.value = null;
+}
+
+/** Whether a secret is a stream token, which the application's own users have. */
+export const isToken = (secret: string | null): boolean => secret?.startsWith(TOKEN_PREFIX) ?? false;
+
+/** Return when a stream token expires, in milliseconds since 1970; null: the secret is none. */
+export function expiryOf(secret: string): number | null {
+  try {
+    const claims = JSON.parse(atob(secret.split(".")[2]!.replaceAll("-", "+").replaceAll("_", "/")));
+    return typeof claims.e === "number" ? claims.e * 1000 : null;
+  } catch {
+    return null;
+  }
 }
 
 /** Forget the key and the drafts of this tab. */

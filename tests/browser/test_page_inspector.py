@@ -260,6 +260,25 @@ def test_an_unknown_run_is_said_to_be_absent_or_of_another_tenant(
         assert len([one for one in page.requests if unknown in one]) == 1
 
 
+@pytest.mark.parametrize("odd", ["run-=x", "nothing?a=b", "run-%zz"])
+def test_an_odd_id_is_a_run_that_is_not_here_and_an_unknown_view_is_named(
+    browser: Browser, served: ServerProcess, odd: str
+) -> None:
+    with browser.page(f"{served.url}/#inspector/{odd}") as page:
+        wait_for_text(page, ".empty", "This run is not here")
+        page.evaluate("() => { location.hash = '#elsewhere'; }")
+        wait_for_text(page, ".empty", "No such view")
+
+
+def test_a_link_to_an_event_that_the_run_lacks_says_so(
+    browser: Browser, served: ServerProcess, ended: str
+) -> None:
+    with view(browser, served.url, f"inspector/{ended}&seq=99999") as page:
+        wait_for_text(page, ".toast", "The run has no event 99,999. Event")
+        page.evaluate("(run) => { location.hash = `#inspector/${run}&seq=many`; }", ended)
+        wait_for_text(page, ".toast", '"many" in the address is no number of an event.')
+
+
 def test_a_run_past_its_retention_shows_its_messages(browser: Browser, tmp_path: Path) -> None:
     keeping = {"REATTACH_RETENTION_SECONDS": "1"}
     with scripted_server(tmp_path, **keeping) as server, raw_client(server.url) as raw:

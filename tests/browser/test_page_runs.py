@@ -193,6 +193,7 @@ def test_a_key_without_admin_sees_the_runs_and_the_scope_that_shows_more(
             wait_for_text(page, cell("status"), "completed")
             wait_for_text(page, ".limits", "admin")
             assert page.evaluate("(id) => !!document.querySelector(`a[href*='${id}']`)", run)
+            assert texts(page, cell("agent")) == ["a"]
             assert texts(page, "th.col-readers") == []
 
 

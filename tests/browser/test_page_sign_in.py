@@ -17,6 +17,7 @@ from tests.browser.page_views import (
     chat_of,
     say,
     texts,
+    view,
     wait_for_end,
     wait_for_text,
 )
@@ -117,6 +118,64 @@ def test_a_token_that_only_reads_has_no_field_for_messages(browser: Browser, key
     with browser.page(f"{keyed.server.url}/#token={token}") as page:
         wait_for_text(page, ".answer", "hello")
         wait_for_text(page, "p.composer", "may read, and not send")
+
+
+@pytest.mark.parametrize("scope", ["admin", "operator", "send"])
+def test_a_key_of_one_scope_sees_in_each_view_what_it_has_or_what_is_missing(
+    browser: Browser, keyed: Keyed, scope: str
+) -> None:
+    made = json.loads(keyed.command("keys", "create", "x", "--scope", scope, "--json"))
+    needs_read = (".empty h2", "This needs the scope read")
+    with view(browser, keyed.server.url, f"chat&token={made['secret']}") as page:
+        for name in ("chat", "inspector", "inspector/run-1"):
+            page.evaluate("(name) => { location.hash = name; }", name)
+            wait_for_text(page, *needs_read)
+            wait_for_text(page, ".empty", f"This key has {scope}.")
+            wait_for_text(page, ".empty pre", "reattach keys create NAME --scope read")
+        page.evaluate("() => { location.hash = 'runs'; }")
+        if scope == "send":
+            wait_for_text(page, *needs_read)
+        else:
+            wait_for_text(page, ".sums", "in all")
+        page.evaluate("() => { location.hash = 'server'; }")
+        if scope == "send":
+            wait_for_text(page, ".empty h2", "This needs the scope admin")
+        else:
+            wait_for_text(page, "[aria-label=Processes] td", "serving")
+
+
+def test_a_command_for_a_missing_scope_is_for_the_tenant_of_the_key(
+    browser: Browser, keyed: Keyed
+) -> None:
+    words = ("keys", "create", "x", "--scope", "read", "--tenant", "new", "--json")
+    made = json.loads(keyed.command(*words))
+    with view(browser, keyed.server.url, f"server&token={made['secret']}") as page:
+        wait_for_text(page, ".empty pre", f"--scope admin --tenant {made['tenant']}")
+
+
+def test_a_token_without_read_says_whom_to_ask(browser: Browser, keyed: Keyed) -> None:
+    token = keyed.token("send", conversation_id=keyed.thread().conversation_id)
+    with view(browser, keyed.server.url, f"token={token}") as page:
+        wait_for_text(page, ".empty", "This stream token has send. Ask the application")
+
+
+def test_an_idle_conversation_of_a_token_opens_without_an_error(
+    browser: Browser, keyed: Keyed
+) -> None:
+    token = keyed.token(conversation_id=keyed.thread().conversation_id)
+    with view(browser, keyed.server.url, f"token={token}") as page:
+        wait_for_text(page, ".empty", "Nothing here yet")
+
+
+def test_a_tokens_user_whose_link_has_expired_is_sent_to_the_application(
+    browser: Browser, keyed: Keyed
+) -> None:
+    subject = {"conversation_id": keyed.thread().conversation_id}
+    token = keyed.token("read", expires_in_seconds=1, **subject)
+    with browser.page(f"{keyed.server.url}/#token={token}") as page:
+        wait_for_text(page, ".sign-in h1", "This link has expired")
+        wait_for_text(page, ".sign-in", "Go back to the application")
+        assert "keys create" not in texts(page, ".sign-in")[0]
 
 
 def test_after_a_revocation_one_signs_in_again_and_the_draft_and_the_answer_are_there(

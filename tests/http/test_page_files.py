@@ -119,6 +119,18 @@ async def test_the_server_says_who_a_key_or_a_token_is(server: Server) -> None:
     assert limited["token"]["scopes"] == ["read"]
 
 
+@pytest.mark.parametrize("scope", ["read", "send", "cancel"])
+async def test_a_token_of_any_scope_may_ask_who_it_is(server: Server, scope: str) -> None:
+    agent = await server.agent(name="a")
+    conversation = await server.conversation(agent["id"])
+    issued = await server.client.post(
+        "/v1/tokens", json={"conversation_id": conversation["id"], "scope": [scope]}
+    )
+    bearer = {"authorization": f"Bearer {issued.json()['token']}"}
+    said = await server.client.get("/v1/server", headers=bearer)
+    assert (said.status_code, said.json()["token"]["scopes"]) == (200, [scope])
+
+
 async def test_the_page_works_below_the_path_of_another_application(server: Server) -> None:
     outer = Starlette(routes=[Mount("/letta", server.app)])
     transport = httpx2.ASGITransport(app=outer, client=("127.0.0.1", 1))

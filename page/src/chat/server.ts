@@ -40,6 +40,8 @@ export const listConversations = (agent: string, signal?: AbortSignal): Promise<
 export const listRuns = (agent: string, signal?: AbortSignal): Promise<Run[]> =>
   api("v1/runs/", { query: { agent_id: agent, limit: 20 }, signal });
 
+export const getRun = (run: string): Promise<Run> => api(`v1/runs/${encodeURIComponent(run)}`);
+
 export interface Message {
   id: string;
   message_type: string;

@@ -8,7 +8,7 @@ import { base, refused, server, token } from "../session";
 import { keep, load } from "../stored";
 import { say } from "../toasts";
 import { lineFetch, onMended, wasMeant } from "./line";
-import { lastSeq, listMessages, listMessagesOfRun } from "./server";
+import { getRun, isActive, lastSeq, listMessages, listMessagesOfRun } from "./server";
 import { Transcript, type Cut, type ImageSource } from "./transcript";
 
 const PAGE_MESSAGES = 60;
@@ -91,6 +91,11 @@ export class Thread {
       this.oldest = items[0]?.id;
       this.hasEarlier.value = items.length >= PAGE_MESSAGES;
       const outbox = JSON.parse(load("sessionStorage", this.outboxKey) ?? "null");
+      // A token for a conversation lists no runs, but an active one has the newest messages.
+      const newest = this.agent ? null : ([...items].reverse().find(({ run_id }) => run_id)?.run_id ?? null);
+      const lastRun = newest ? await getRun(newest).catch(() => null) : null;
+      if (this.isClosed) return;
+      if (lastRun?.background && isActive(lastRun)) activeRun = lastRun.id;
       // The stream of a run brings all of it.
       const sentRun = outbox && items.find(({ otid }) => otid === outbox.otid)?.run_id;
       this.transcript.prepend(items.filter(({ run_id }) => !run_id || (run_id !== activeRun && run_id !== sentRun)));
@@ -101,8 +106,6 @@ export class Thread {
       this.queued = null;
       if (queued && !activeRun) this.send(queued);
       else if (activeRun) this.follow(activeRun);
-      // A token for a conversation lists no runs, so the server has to find the active one.
-      else if (!this.agent) this.followActive();
     } catch (raised) {
       this.error.value = asApiError(raised);
     }
@@ -240,12 +243,6 @@ export class Thread {
     }
   }
 
-  private followActive(): void {
-    const target = { conversation: this.conversation };
-    const stream = this.client.follow(target, { snapshot: true, onState: (state) => this.changed(state) });
-    this.begin(stream, null, 0);
-  }
-
   private follow(run: string, after?: number): void {
     const onState = (state: State): void => this.changed(state);
     const stream =
@@ -303,7 +300,6 @@ export class Thread {
   private async failed(raised: unknown): Promise<void> {
     const error = asApiError(raised);
     if (raised instanceof Unauthorized) return refused(error.detail);
-    if (error.code === "no_active_run") return;
     const isGone = raised instanceof Gone;
     if (isGone || (raised instanceof NotFound && this.runId.peek())) {
       // Messages that were shown in part are shown whole.

@@ -1,6 +1,7 @@
 import type { ComponentChildren } from "preact";
 import { age, bytes, clock, count, counted, shortId, span } from "../format";
 import { Icon } from "../parts/icon";
+import { keyCommand } from "../parts/missing";
 import { address } from "../router";
 import { isActive } from "../runs/list";
 import type { RunFacts } from "./facts";
@@ -14,7 +15,7 @@ interface Properties {
 export function NeedsAdmin() {
   return (
     <p class="muted hint">
-      This needs a key with the scope <code>admin</code>: <code>reattach keys create NAME --scope read --scope admin</code>
+      This needs a key with the scope <code>admin</code>: <code>{keyCommand("admin")}</code>
     </p>
   );
 }

@@ -44,7 +44,7 @@ function Run({ run }: { run: string }) {
   const error = facts.error.value;
   if (!found) {
     if (!error) return <div class="inspector" aria-busy="true" />;
-    return error.status === 404 ? <NotHere run={run} error={error} /> : <div class="inspector"><Stale polled={facts} /></div>;
+    return error.status === 404 || error.status === 400 ? <NotHere run={run} error={error} /> : <div class="inspector"><Stale polled={facts} /></div>;
   }
   if (found.log === "deleted" || found.log === "lost") return <Gone facts={found} />;
   return (
@@ -60,7 +60,7 @@ function NotHere({ run, error }: { run: string; error: ApiError }) {
     <div class="inspector">
       <Empty title="This run is not here">
         <p>
-          <code>{run}</code> does not exist, or is another tenant's.
+          <code>{run}</code> {error.status === 400 ? "is not the id of a run." : "does not exist, or is another tenant's."}
         </p>
         <Fault error={error} />
         <p>
@@ -132,12 +132,12 @@ function Look({ facts, again }: { facts: RunFacts; again: () => void }) {
   const active = isActive(facts);
   useEffect(() => {
     const begin = async (): Promise<void> => {
-      const wanted = Number(route.peek().params.seq);
-      if (!wanted && active) return subject.follow();
+      const wanted = wantedSeq();
+      if (wanted === null && active) return subject.follow();
       const { first_seq, last_seq } = await getFrames(id, { limit: 1 });
       subject.frames.extend(first_seq, last_seq);
       // The user may have been faster.
-      if (subject.seq.peek() === 0) subject.move(wanted || last_seq);
+      if (subject.seq.peek() === 0) go(subject, wanted ?? last_seq);
     };
     begin().catch((error) => {
       const one = asApiError(error);
@@ -147,9 +147,10 @@ function Look({ facts, again }: { facts: RunFacts; again: () => void }) {
     return () => subject.close();
   }, [subject]);
   // A link to another moment of the same run.
-  const wanted = Number(route.value.params.seq);
+  const wanted = route.value.params.seq;
   useEffect(() => {
-    if (wanted && wanted !== subject.seq.peek() && subject.frames.last.peek()) subject.move(wanted);
+    const seq = wantedSeq();
+    if (seq !== null && seq !== subject.seq.peek() && subject.frames.last.peek()) go(subject, seq);
   }, [wanted]);
   useEffect(() => {
     if (facts.last_seq) subject.extend(facts.last_seq);
@@ -179,6 +180,24 @@ function Look({ facts, again }: { facts: RunFacts; again: () => void }) {
       </div>
     </div>
   );
+}
+
+/** Return the event that the address names. */
+function wantedSeq(): number | null {
+  const { seq } = route.peek().params;
+  if (seq === undefined) return null;
+  if (/^\d+$/.test(seq)) return Number(seq);
+  toast(`"${seq.slice(0, 40)}" in the address is no number of an event.`, "bad");
+  return null;
+}
+
+/** Go to an event of a link, and say so if the log does not have it. */
+function go(subject: Subject, seq: number): void {
+  const first = subject.frames.first.peek();
+  const last = subject.frames.last.peek();
+  if (seq > last) toast(`The run has no event ${count(seq)}. Event ${count(last)} is its last one${last ? "" : " so far"}.`);
+  else if (seq < first && last >= first) toast(`Event ${count(seq)} is not in the log, which begins with event ${count(first)}.`);
+  subject.move(seq);
 }
 
 function Acts({ facts, subject, again }: { facts: RunFacts; subject: Subject; again: () => void }) {

@@ -2,7 +2,7 @@ import { api } from "../api";
 import { Empty } from "../parts/empty";
 import { usePolled } from "../polling";
 import { address, replace } from "../router";
-import { base, token } from "../session";
+import { base, may, token } from "../session";
 
 const LOOK_MS = 3000;
 
@@ -18,6 +18,8 @@ export function NoRuns({ isFiltered }: { isFiltered: boolean }) {
       </Empty>
     );
   }
+  // A key that cannot list the agents, or cannot send, needs no command for that.
+  if (!may("read") || !may("send")) return <Empty title="No runs yet" />;
   return <SendOne />;
 }
 

@@ -46,6 +46,7 @@ export interface Filter {
 
 const PAGE = 100;
 const ALL_ACTIVE = 1000;
+const MOST_AGENTS = 1000;
 const ACTIVE = ["created", "running"];
 
 export const isActive = ({ status }: { status: string }): boolean => ACTIVE.includes(status);
@@ -57,6 +58,8 @@ export class RunList {
   readonly hasMore = signal(false);
   private readonly byId = new Map<string, RunRow>();
   private isPaging = false;
+  /** Names of agents by their ids, where the runs do not bring them. */
+  private names: Map<string, string> | null = null;
 
   constructor(
     private readonly filter: Filter,
@@ -121,15 +124,31 @@ export class RunList {
     }
     const query = { agent_id: filter.agent_id, statuses, limit: limit + 1, ...(more.after ? { after: more.after } : {}) };
     const found = await api<PlainRun[]>("v1/runs/", { query, signal: stop });
-    const items = found.slice(0, limit).map(asRow).filter(({ id }) => id.includes(filter.query));
+    const names = await this.namesOf(found, stop);
+    const items = found
+      .slice(0, limit)
+      .map((run) => ({ ...asRow(run), agent_name: names.get(run.agent_id) || null }))
+      .filter(({ id }) => id.includes(filter.query));
     return { items, active: null, total: null, has_more: found.length > limit };
+  }
+
+  /** Return the names of agents. They are asked for again when a run of a new one comes. */
+  private async namesOf(runs: PlainRun[], stop?: AbortSignal): Promise<Map<string, string>> {
+    if (this.names && runs.every(({ agent_id }) => this.names!.has(agent_id))) return this.names;
+    const names = new Map(this.names);
+    const agents = await api<Array<{ id: string; name: string }>>("v1/agents/", { query: { limit: MOST_AGENTS }, signal: stop });
+    for (const { id, name } of agents) names.set(id, name);
+    // Deleted agents have no name any more.
+    for (const { agent_id } of runs) if (!names.has(agent_id)) names.set(agent_id, "");
+    return (this.names = names);
   }
 
   private async one(id: string, stop: AbortSignal): Promise<RunRow | null> {
     try {
       const path = encodeURIComponent(id);
       if (this.isAdmin) return await api<RunRow>(`v1/admin/runs/${path}`, { signal: stop });
-      return asRow(await api<PlainRun>(`v1/runs/${path}`, { signal: stop }));
+      const row = asRow(await api<PlainRun>(`v1/runs/${path}`, { signal: stop }));
+      return { ...row, agent_name: this.names?.get(row.agent_id) || null };
     } catch (error) {
       if (stop.aborted) throw error;
       return null;

@@ -5,6 +5,7 @@ import { count, counted } from "../format";
 import { Dialog } from "../parts/dialog";
 import { Empty } from "../parts/empty";
 import { Icon } from "../parts/icon";
+import { Missing, keyCommand } from "../parts/missing";
 import { Stale } from "../parts/stale";
 import { usePolled } from "../polling";
 import { address, go, replace, route } from "../router";
@@ -21,7 +22,7 @@ const STATUSES = ["active", "created", "running", "completed", "failed", "cancel
 /** All runs of the tenant, or of all tenants, while they happen. */
 export function RunsView() {
   const token = server.value?.token;
-  if (!token) return <Runs />;
+  if (!token) return may("read") || may("admin") || may("operator") ? <Runs /> : <Missing scope="read" />;
   return (
     <div class="runs">
       <Empty title="A stream token has no list of runs">
@@ -84,7 +85,7 @@ function Runs() {
       {!isAdmin && (
         <p class="limits muted">
           Readers, events and models need a key with the scope <code>admin</code>:{" "}
-          <code>reattach keys create NAME --scope read --scope admin</code>
+          <code>{keyCommand("admin")}</code>
         </p>
       )}
       <Stale polled={polled} />

@@ -1,7 +1,7 @@
 import type { ComponentChildren } from "preact";
 import { clock } from "../format";
-import { Copy } from "../parts/copy";
 import { Fault } from "../parts/fault";
+import { NeedsScope } from "../parts/missing";
 import type { Polled } from "../polling";
 
 interface Properties<T> {
@@ -27,21 +27,6 @@ export function Card<T>({ title, polled, acts, isWide = false, children }: Prope
       {error && (error.status === 403 ? <NeedsScope detail={error.detail} scope="operator" /> : <Fault error={error} again={polled.again} />)}
       {data ? children(data) : !error && <div class="skeleton" aria-hidden="true" />}
     </section>
-  );
-}
-
-/** The scope that a key lacks, and the command that creates a key with it. */
-export function NeedsScope({ detail, scope }: { detail: string; scope: "admin" | "operator" }) {
-  const more = scope === "operator" ? " --scope admin --scope operator" : " --scope admin";
-  const command = `reattach keys create NAME --scope read${more}`;
-  return (
-    <div class="needs-scope">
-      <p class="muted">{detail}</p>
-      <div class="command">
-        <pre tabIndex={0}>{command}</pre>
-        <Copy text={command} label="Copy the command" />
-      </div>
-    </div>
   );
 }
 

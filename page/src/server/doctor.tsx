@@ -2,10 +2,11 @@ import { api } from "../api";
 import { clock, count } from "../format";
 import { Icon } from "../parts/icon";
 import { Lamp } from "../parts/lamp";
+import { NeedsScope } from "../parts/missing";
 import { usePolled } from "../polling";
 import { may } from "../session";
 import { say } from "../toasts";
-import { Card, NeedsScope } from "./card";
+import { Card } from "./card";
 import type { Finding, Findings } from "./facts";
 
 const WORDS = { ok: "good", warning: "warning", wrong: "wrong" };

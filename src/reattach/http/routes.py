@@ -110,7 +110,7 @@ class JsonRoute(APIRoute):
 
         async def check_then_handle(request: Request) -> Response:
             access: Access | None = request.scope.get(ACCESS)
-            if access is not None:
+            if access is not None and scope is not None:
                 await access.require_operation(self.operation_id, scope, request.path_params)
             refuse_long_query(request)
             refuse_nul_outside_body(request)

@@ -2,8 +2,9 @@
 
 Reading needs ``read`` (every GET, and following a run), talking to an agent needs ``send``, and
 changing agents and blocks or deleting anything needs ``admin``, as does every operation that is not
-listed here. The operations of operators need ``admin`` for the objects of one's own tenant, and
-``operator`` for those of all. A stream token opens the operations of ``OF_TOKENS`` and no others.
+listed here. Every valid key or token may ask who it is. The operations of operators need ``admin``
+for the objects of one's own tenant, and ``operator`` for those of all. A stream token opens the
+operations of ``OF_TOKENS``, and of the others only those of every key.
 """
 
 from collections.abc import Collection
@@ -77,13 +78,15 @@ OF_TOKENS: Final = {
     "retrieve_run_snapshot": TokenScope.READ,
     "retrieve_run_stream": TokenScope.READ,
     "retrieve_timeline_for_run": TokenScope.READ,
-    "retrieve_server": TokenScope.READ,
     "send_conversation_message": TokenScope.SEND,
 }
 """Operations that a stream token opens for its own run or conversation.
 
 The path names one of them, or neither. Operations check the runs that a query or a body names.
 """
+
+OF_EVERY_KEY: Final = frozenset({"retrieve_server"})
+"""Operations of every valid key and stream token, whatever its scopes are."""
 
 OF_OPERATORS: Final = frozenset({"admin_list_findings"})
 """Operations under ``/v1/admin`` that show what all tenants share, such as the stores."""
@@ -99,8 +102,10 @@ def is_operating(operation_id: str | None) -> bool:
     return (operation_id or "").startswith(_OPERATING)
 
 
-def scope_of(methods: Collection[str], operation_id: str | None) -> KeyScope:
-    """Return the scope that a key needs for an operation with these methods."""
+def scope_of(methods: Collection[str], operation_id: str | None) -> KeyScope | None:
+    """Return the scope that a key needs for an operation with these methods; None: any."""
+    if operation_id in OF_EVERY_KEY:
+        return None
     if is_operating(operation_id):
         return KeyScope.OPERATOR if operation_id in OF_OPERATORS else KeyScope.ADMIN
     if _READING_METHODS.issuperset(methods) or operation_id in FOLLOWING:
