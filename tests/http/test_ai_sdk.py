@@ -12,6 +12,7 @@ import pytest
 from reattach.http.dialects.ai_sdk import history
 from reattach.http.dialects.ai_sdk.replays import REPLAYED_SECONDS
 from reattach.wire.dialects.ui_message_state import UiMessageState
+from tests.support.asgi_server import serving
 from tests.support.live_server import LiveServer, listening, to
 
 Json = dict[str, Any]
@@ -277,6 +278,8 @@ async def test_a_tool_of_the_page_is_called_and_returns_what_the_page_says(clien
     message["parts"][-1] |= {"state": "output-available", "output": {"at": "Marstal"}}
     answered = await client.answer(message, tools=tools)
     assert "tool-output-available" not in kinds(answered)
+    message["parts"][-1]["output"] = "another place"
+    assert await client.answer(message, tools=tools) == answered
     whole = await client.live.client.get(f"{client.of_chat}/stream")
     returned = {
         "type": "tool-output-available",
@@ -439,6 +442,21 @@ async def test_a_conversation_of_another_client_is_a_chat_by_its_id(client: Clie
     }
     refused = await client.live.client.post(client.api, json=again)
     assert refused.status_code == 400
+
+
+async def test_a_server_without_the_dialect_has_none_of_its_routes(tmp_path: Path) -> None:
+    async with serving(tmp_path, dialects=("openai",)) as server:
+        agent = await server.agent()
+        path = f"/ai-sdk/{agent['id']}/chat/chat-1"
+        assert (await server.client.get(f"{path}/stream")).status_code == 404
+        assert (await server.client.post(f"{path}/stop")).status_code == 404
+
+
+async def test_a_page_may_read_the_headers_that_its_transports_need(client: Client) -> None:
+    headers = {"Origin": "http://localhost:3000"}
+    answer = await client.live.client.get(f"{client.of_chat}/stream", headers=headers)
+    exposed = answer.headers["access-control-expose-headers"].lower().split(", ")
+    assert {"x-workflow-run-id", "x-workflow-stream-tail-index"} <= {*exposed}
 
 
 async def test_tenants_have_chats_of_their_own(tmp_path: Path) -> None:

@@ -113,7 +113,11 @@ async def _answer(
     agent: Agent,
     body: ChatBody,
 ) -> Run:
-    """Start the run of the answers in the assistant's message."""
+    """Start the run of the answers in the assistant's message, or return that of the first ones.
+
+    A page that was loaded again may run its tool once more. The first result stands, so answers
+    have no idempotency key.
+    """
     answer = await answer_in(context, chat, body.newest)
     return await sends.start(
         access,
@@ -121,7 +125,6 @@ async def _answer(
             **_common(chat, agent, body),
             messages=[answer.message],
             payload=[answer.asked_by],
-            idempotency_key=_request_key("answer", chat, answer.asked_by),
             given={OUTPUTS: answer.outputs} if answer.outputs else {},
         ),
     )
