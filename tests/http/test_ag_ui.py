@@ -257,6 +257,23 @@ async def test_the_id_of_a_conversation_is_the_name_of_a_thread(client: Client) 
     assert len(await client.live.run_ids(conversation_id=conversation)) == 2
 
 
+async def test_connect_follows_a_run_that_a_client_of_another_api_began(client: Client) -> None:
+    conversation = (await client.live.conversation(client.agent))["id"]
+    await client.live.held_run(client.agent, conversation, "[chunks=3]", after=1)
+    client.thread = conversation
+    async with client.connecting() as events:
+        seen = [await anext(events)]
+        assert (seen[0]["type"], seen[0]["threadId"]) == ("RUN_STARTED", conversation)
+        client.live.gates.open(client.agent)
+        seen += [event async for event in events]
+    client.apply(seen)
+    assert [one["content"] for one in client.messages] == ["[chunks=3]", "t0 t1 t2 "]
+    assert seen[-1]["outcome"] == {"type": "success"}
+    followed = list(client.messages)
+    await client.connect()
+    assert client.messages == followed
+
+
 # Repeating.
 
 

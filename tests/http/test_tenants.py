@@ -229,7 +229,7 @@ UNKNOWN = {
     "response": "resp_123e4567e89b42d38456426614174000",
     "item": "msg_1",
     "agent_name": "agent-123e4567-e89b-42d3-8456-426614174000",
-    "thread_name": "t-1",
+    "thread_name": "thread of a client",
     "block_label": "human",
     "tool": TOOL_ID,
     "tool_name": "add",
@@ -298,7 +298,7 @@ async def test_objects_of_another_tenant_are_answered_like_unknown_ones(server: 
     ids["token"] = token.json()["id"]
     ids |= {"chat": "chat-1", "model": agent["id"], "tenant": DEFAULT_TENANT}
     ids |= {"response": response_id(run_id), "item": "msg_1"}
-    ids |= {"agent_name": agent["id"], "thread_name": "t-1"}
+    ids |= {"agent_name": agent["id"], "thread_name": "thread of a client"}
     for name, path in (("key", "/v1/admin/keys"), ("entry", "/v1/admin/audit")):
         ids[name] = (await owner.get(path)).json()["items"][0]["id"]
     before = await state(owner, ids)
