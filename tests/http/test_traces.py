@@ -14,6 +14,7 @@ import pytest
 import structlog
 
 from reattach.telemetry.checks import check_traces
+from reattach.telemetry.setup import traces_of
 from tests.support.callback_receiver import receiving
 from tests.support.collector import Collector, collecting
 from tests.support.live_server import (
@@ -73,6 +74,8 @@ async def test_a_run_continues_the_trace_of_its_sender(
 
     assert send.name == "POST /v1/conversations/{conversation_id}/messages"
     assert (send.kind, send.trace_id, send.parent_id) == ("SERVER", TRACE_ID, CALLER_ID)
+    assert send.attributes["http.response.status_code"] == 200
+    assert (send.links, send.is_error) == ([], False)
     assert (attempt.kind, attempt.trace_id, attempt.parent_id) == (
         "INTERNAL",
         TRACE_ID,
@@ -91,6 +94,25 @@ async def test_a_run_continues_the_trace_of_its_sender(
     assert step.attributes["gen_ai.response.time_to_first_chunk"] >= 0
     assert not attempt.is_error
     assert step.start_ns <= step.end_ns
+
+
+async def test_the_span_of_a_send_waits_for_no_answer_that_comes_late(
+    traced: LiveServer, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reattach.telemetry.sends.HEAD_SECONDS", 0.01)
+    agent_id, thread_id = await new_threads(traced)
+    traced.gates.hold(agent_id)
+    body = {"input": "[chunks=5]", "streaming": False}
+    answering = asyncio.create_task(traced.client.post(to(thread_id), json=body))
+    (send,) = await collector.wait(lambda one: one.attributes.get("url.path") == to(thread_id))
+    assert not answering.done()
+    traced.gates.open(agent_id)
+    assert (await answering).status_code == 200
+    assert "http.response.status_code" not in send.attributes
+    run_id = send.attributes["reattach.run.id"]
+    (attempt,) = await collector.of_run(run_id, "invoke_agent")
+    assert (attempt.parent_id, send.end_ns < attempt.end_ns) == (send.span_id, True)
+    assert len(await collector.of_run(run_id, "POST ")) == 1
 
 
 async def test_every_span_names_the_process_and_the_convention(
@@ -481,3 +503,34 @@ async def test_the_doctor_says_whether_the_collector_takes_spans(
     assert "OTEL_EXPORTER_OTLP_ENDPOINT" in refuses.remedy
     assert unknown.level == "wrong"
     assert "otlp_proto_http" in unknown.remedy
+
+
+@pytest.mark.parametrize("endpoint", ["garbage", "localhost:4318", "http://", "http://host:port"])
+async def test_an_endpoint_that_is_no_url_is_named_at_the_start_and_by_the_doctor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[Any], endpoint: str
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    traces = await asyncio.to_thread(traces_of, version="1")
+    await traces.aclose()
+    (line,) = [one for one in log_lines if one["event"] == "spans cannot be exported"]
+    (found,) = await check_traces()
+    assert found.level == "warning"
+    for text in (line["reason"], found.detail):
+        assert f"OTEL_EXPORTER_OTLP_ENDPOINT is '{endpoint}'" in text
+    assert "http://127.0.0.1:4318" in found.remedy
+
+
+async def test_an_endpoint_that_is_no_url_shows_no_password() -> None:
+    (found,) = await check_traces({"OTEL_EXPORTER_OTLP_ENDPOINT": "user:hush@host:4318"})
+    assert "hush" not in found.detail
+
+
+async def test_the_protocol_grpc_without_its_exporter_names_the_package() -> None:
+    environ = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4317",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+    }
+    (found,) = await check_traces(environ)
+    assert found.level == "wrong"
+    assert "`opentelemetry-exporter-otlp-proto-grpc`" in found.remedy

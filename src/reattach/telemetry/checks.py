@@ -11,7 +11,12 @@ from reattach.diagnostics import Diagnostic
 from reattach.domain.errors import StartupError
 from reattach.extras import install_hint
 from reattach.redact import redact_url
-from reattach.telemetry.wanted import wanted_exporters
+from reattach.telemetry.wanted import (
+    ENDPOINT_REMEDY,
+    fault_of_endpoint,
+    wanted_exporters,
+    wanted_protocol,
+)
 
 _WHAT: Final = "traces"
 _DEFAULT_ENDPOINT: Final = "http://localhost:4318"
@@ -37,11 +42,11 @@ def _check(name: str, environ: Mapping[str, str]) -> Diagnostic:
         return Diagnostic("warning", _WHAT, detail, install_hint("telemetry"))
     if name == "console":
         return Diagnostic("ok", _WHAT, "written to standard output")
-    protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get(
-        "OTEL_EXPORTER_OTLP_PROTOCOL"
-    )
+    fault = fault_of_endpoint(environ) if name == "otlp" else None
+    if fault is not None:
+        return Diagnostic("warning", _WHAT, fault, ENDPOINT_REMEDY)
     try:
-        exporter = load_exporter(name, protocol)
+        exporter = load_exporter(name, wanted_protocol(environ))
         with _silenced():
             result = exporter.export(())
             exporter.shutdown()

@@ -20,6 +20,8 @@ logger = structlog.get_logger(__name__)
 _GROUP: Final = "opentelemetry_traces_exporter"
 """The entry points under which packages offer exporters."""
 
+_GRPC: Final = "otlp_proto_grpc"
+
 _WARNING_SECONDS: Final = 60.0
 """The least time between two warnings of one kind about spans that are lost."""
 
@@ -41,13 +43,17 @@ def load_exporter(name: str, protocol: str | None) -> SpanExporter:
         StartupError: No installed package offers it.
     """
     if name == "otlp":
-        name = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
+        name = _GRPC if protocol == "grpc" else "otlp_proto_http"
     offered = {one.name: one for one in entry_points(group=_GROUP)}
     if name not in offered:
+        remedy = f"Set OTEL_TRACES_EXPORTER to one of {', '.join(sorted(offered))}, or to none."
+        if name == _GRPC:
+            remedy = (
+                "Install `opentelemetry-exporter-otlp-proto-grpc` for the Python of the server, or "
+                "set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf."
+            )
         raise StartupError(
-            f"No installed package offers the exporter {name!r} of traces.",
-            remedy=f"Set OTEL_TRACES_EXPORTER to one of {', '.join(sorted(offered))}, or to none."
-            + (" Or set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf." if "grpc" in name else ""),
+            f"No installed package offers the exporter {name!r} of traces.", remedy=remedy
         )
     exporter: SpanExporter = offered[name].load()()
     return exporter

@@ -32,6 +32,7 @@ from reattach.telemetry.contexts import (
     reenter,
     traceparent_of,
 )
+from reattach.telemetry.sends import OpenSend
 
 _LOST: Final = "owner_lost"
 """The ``error.type`` of an attempt whose process died."""
@@ -76,7 +77,7 @@ class RunSpans(RunObserver):
         self._ids = ids
         self._with_content = with_content
         self._attempts: dict[str, _Attempt] = {}
-        self.sends: dict[str, Span] = {}
+        self.sends: dict[str, OpenSend] = {}
         """The open spans of sends, by traceparent."""
 
     # Runs.
@@ -91,11 +92,9 @@ class RunSpans(RunObserver):
 
     @override
     def run_began(self, run: Run) -> None:
-        # The root of the trace must not wait for an answer that its process may never send.
-        send = self.sends.pop(run.traceparent or "", None)
+        send = self.sends.get(run.traceparent or "")
         if send is not None:
-            send.set_attribute(names.RUN_ID, run.id)
-            send.end()
+            send.run_began(run.id)
 
     @override
     def run_ended(self, run: Run, settlement: Settlement) -> None:

@@ -11,7 +11,13 @@ from reattach.domain.ids import new_uuid
 from reattach.extras import install_hint
 from reattach.telemetry.conventions import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION
 from reattach.telemetry.traces import Traces
-from reattach.telemetry.wanted import wanted_exporters, wants_content
+from reattach.telemetry.wanted import (
+    ENDPOINT_REMEDY,
+    fault_of_endpoint,
+    wanted_exporters,
+    wanted_protocol,
+    wants_content,
+)
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
@@ -48,12 +54,14 @@ def traces_of(environ: Mapping[str, str] = os.environ, *, version: str) -> Trace
     traces = SpanTraces.exporting(
         exporters,
         resource=_resource(version),
-        protocol=environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
-        or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL"),
+        protocol=wanted_protocol(environ),
         queue_spans=_whole(environ, "OTEL_BSP_MAX_QUEUE_SIZE", _QUEUE_SPANS),
         with_content=with_content,
     )
     logger.info("traces on", exporters=",".join(exporters), content=with_content)
+    fault = fault_of_endpoint(environ) if "otlp" in exporters else None
+    if fault is not None:
+        logger.warning("spans cannot be exported", reason=fault, remedy=ENDPOINT_REMEDY)
     return traces
 
 

@@ -1,10 +1,10 @@
 """Traces by OpenTelemetry: spans of sends, of resumes, and of the attempts at runs.
 
 A span reaches a collector only when it has ended, and dies with its process. So no span is as long
-as a run. The trace of a run begins with the span of its send, which ends when the run begins, and
-its context is kept in the run's row. Each attempt is a span below that, whose id follows from the
-run and the attempt's number. So a later process can report the attempt of one that died, as the
-parent of the spans that the dead process had exported.
+as a run. The trace of a run begins with the span of its send, which ends with the head of the
+response or soon after the run began, and its context is kept in the run's row. Each attempt is a
+span below that, whose id follows from the run and the attempt's number. So a later process can
+report the attempt of one that died, as the parent of the spans that the dead process had exported.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import structlog
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, SpanKind
 from typing_extensions import override
 
 from reattach import __version__
@@ -31,6 +31,7 @@ from reattach.telemetry.contexts import (
 )
 from reattach.telemetry.exporting import BoundedProcessor, load_exporter
 from reattach.telemetry.run_spans import RunSpans
+from reattach.telemetry.sends import OpenSend, set_answer
 from reattach.telemetry.traces import Answer, SendSpan, SpanCounts, TracedRequest, Traces
 
 logger = structlog.get_logger(__name__)
@@ -40,20 +41,6 @@ FLUSH_SECONDS: Final = 5.0
 
 _MAX_LINKS: Final = 100
 """The most runs that one request follows."""
-
-
-class _OpenSend(SendSpan):
-    def __init__(self, span: Span) -> None:
-        self._span = span
-
-    @override
-    def end(self, answer: Answer) -> None:
-        if not self._span.is_recording():
-            return
-        for traceparent in answer.traceparents:
-            self._span.add_link(span_context_of(traceparent))
-        _set_answer(self._span, answer)
-        self._span.end()
 
 
 class SpanTraces(Traces):
@@ -116,9 +103,9 @@ class SpanTraces(Traces):
             _attributes(request),
             start_time=request.began_ns,
         )
-        sending = _OpenSend(span)
+        sending = OpenSend(span)
         traceparent = traceparent_of(span.get_span_context())
-        self._runs.sends[traceparent] = span
+        self._runs.sends[traceparent] = sending
         try:
             with (
                 trace.use_span(span, record_exception=False, set_status_on_exception=False),
@@ -130,6 +117,7 @@ class SpanTraces(Traces):
             raise
         finally:
             self._runs.sends.pop(traceparent, None)
+            sending.close()
 
     @override
     def resumed(self, request: TracedRequest, answer: Answer) -> None:
@@ -142,7 +130,7 @@ class SpanTraces(Traces):
             [Link(span_context_of(one)) for one in answer.traceparents[:_MAX_LINKS]],
             start_time=request.began_ns,
         )
-        _set_answer(span, answer)
+        set_answer(span, answer)
         span.end()
 
     @override
@@ -152,6 +140,8 @@ class SpanTraces(Traces):
 
     @override
     async def aclose(self) -> None:
+        for send in self._runs.sends.values():
+            send.close()
         if not self._is_own:
             return
         try:
@@ -176,20 +166,3 @@ def _attributes(request: TracedRequest) -> dict[str, Any]:
         names.URL_PATH: request.path,
         names.URL_SCHEME: request.scheme,
     }
-
-
-def _set_answer(span: Span, answer: Answer) -> None:
-    if answer.status is not None:
-        span.set_attribute(names.HTTP_STATUS, answer.status)
-    if len(answer.run_ids) == 1:
-        span.set_attribute(names.RUN_ID, answer.run_ids[0])
-    elif answer.run_ids:
-        span.set_attribute(names.RUN_IDS, answer.run_ids)
-    if answer.cursor is not None:
-        span.set_attribute(names.CURSOR, answer.cursor)
-    if answer.error is not None:
-        span.set_attribute(names.ERROR_TYPE, type(answer.error).__name__)
-    elif answer.status is not None and answer.status >= 500:
-        span.set_attribute(names.ERROR_TYPE, str(answer.status))
-    if answer.error is not None or (answer.status or 0) >= 500:
-        span.set_status(Status(StatusCode.ERROR))

@@ -52,7 +52,7 @@ class SendSpan:
     """The span of a send; by default none."""
 
     def end(self, answer: Answer) -> None:
-        """End the span, unless it ended when its run began."""
+        """End the span, unless it has ended after its run began."""
 
 
 class Traces:
