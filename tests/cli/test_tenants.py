@@ -111,6 +111,7 @@ def test_the_list_has_every_tenant_with_its_use(shared: Used) -> None:
     assert all(one["runs_last_day"] == 1 and one["last_run_at"].endswith("Z") for one in listed)
     lines = shared.tenants("list").out.splitlines()
     assert [line.split("\t")[0] for line in lines] == [DEFAULT_TENANT, TENANT]
+    assert lines[0].split("\t")[1:5] == ["1 agent", "1 conversation", "1 key", "0 active runs"]
 
 
 def test_an_empty_server_says_that_there_are_no_tenants(tmp_path: Path) -> None:
@@ -222,6 +223,7 @@ def test_a_running_server_refuses_the_keys_and_deletes_the_logs_of_a_deleted_ten
         ended = used.tenants("delete", TENANT, "--yes")
 
         assert ended.status == 0, ended.err
+        assert "1 run, " in ended.err
         assert "The running server deletes its 1 event log within a minute" in ended.err
         assert client.get("/v1/agents/").status_code == 401
         assert used.words(f"words of {TENANT}") == set()

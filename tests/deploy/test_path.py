@@ -161,7 +161,7 @@ def test_nginx_that_asks_over_http_1_0_withholds_everything_and_hides_broken_bod
     assert found["burst"] == ("wrong", Fault.BUFFERED)
     assert found["broken body"] == ("wrong", Fault.LOOKS_WHOLE)
     assert "10.0 frames a read" in detail(report, "delay")
-    assert "is asked over HTTP/1.0" in detail(report, "reach")
+    assert "requests reach it over HTTP/1.0" in detail(report, "reach")
     lines = [*lines_of(report)]
     first = next(number for number, line in enumerate(lines) if "frames are withheld" in line)
     assert lines[first + 2].split(maxsplit=1) == ["nginx", "proxy_http_version 1.1;"]

@@ -10,6 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from reattach.cli import app
+from reattach.records.database.migrations import HEAD
 
 PAGE = Path(__file__).parents[2] / "docs" / "command-line.md"
 
@@ -70,3 +71,10 @@ def test_a_section_names_only_options_that_its_command_has() -> None:
         if used - known:
             unknown[name] = used - known
     assert unknown == {}
+
+
+def test_examples_have_the_revision_that_this_version_needs() -> None:
+    for page in (PAGE, PAGE.with_name("operate.md")):
+        assert set(re.findall(r"(?:needed:? +|-> )([0-9]{4})\b", page.read_text("utf-8"))) == {
+            HEAD
+        }, page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ async def ended_run(live: LiveServer, message: str) -> str:
 
 
 async def test_an_ended_run_has_its_final_figures(live: LiveServer) -> None:
-    run_id = await ended_run(live, "[chunks=5]")
+    run_id = await ended_run(live, "[chunks=5][rate=4]")
     (item,) = (await live.got(RUNS, query=run_id))["items"]
     run = await live.run(run_id)
     frames = await live.got(f"/v1/runs/{run_id}/frames")
@@ -43,12 +44,19 @@ async def test_an_ended_run_has_its_final_figures(live: LiveServer) -> None:
     }
     assert (item["events"], item["readers"], item["attempts"]) == (frames["last_seq"], 0, 1)
     assert item["bytes"] == sum(one["bytes"] for one in frames["items"])
-    assert item["events_per_second"] > 0
+    assert 0 < item["events_per_second"] < 10
     assert 0 <= item["first_event_seconds"] < 60
     assert run["ttft_ns"] == round(item["first_event_seconds"] * 1e6) * 1000
-    assert item["input_preview"] == "[chunks=5]"
+    assert item["input_preview"] == "[chunks=5][rate=4]"
     assert (item["model"], item["error"], item["worker"]) == ("scripted/echo", None, None)
     assert item["agent_name"]
+
+
+async def test_a_run_that_took_less_than_a_second_has_no_mean_rate(live: LiveServer) -> None:
+    run_id = await ended_run(live, "[chunks=5]")
+    (item,) = (await live.got(RUNS, query=run_id))["items"]
+    took = datetime.fromisoformat(item["completed_at"]) - datetime.fromisoformat(item["created_at"])
+    assert (item["events_per_second"] is None) == (took.total_seconds() < 1)
 
 
 async def test_an_open_run_has_its_present_figures(live: LiveServer) -> None:

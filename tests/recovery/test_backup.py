@@ -242,6 +242,10 @@ def test_a_directory_that_is_not_empty_is_neither_backed_up_into_nor_restored_in
     with pytest.raises(StartupError, match="has no records"):
         make_backup(tmp_path / "nothing", tmp_path / "backup2")
     assert not (tmp_path / "backup2").exists()
+    for inside in (data_dir / "backup", data_dir / "new" / ".." / "backup"):
+        with pytest.raises(StartupError, match="is in the data directory"):
+            make_backup(data_dir, inside)
+    assert not list(data_dir.glob("*backup*"))
 
 
 def test_a_directory_that_a_server_holds_is_not_restored_into(backup: Path, tmp_path: Path) -> None:
@@ -347,6 +351,7 @@ def test_both_commands_say_what_they_did_and_leave_entries_in_the_audit_log(
     backed_up = reattach_here("backup", made, "--data-dir", str(data_dir), "--json")
     assert (backed_up.status, json.loads(backed_up.out)["revision"]) == (0, HEAD)
     assert "is complete and checked" in backed_up.err
+    assert "KiB (100 %)" in backed_up.err
     done = reattach_here("restore", made, "--data-dir", restored)
     assert done.status == 0
     assert "records.db\t" in done.out

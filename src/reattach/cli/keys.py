@@ -53,9 +53,11 @@ def create_key(
 ) -> None:
     """Create a key and show it once; the server stores only its hash.
 
-    Scopes: 'read' reads everything and follows runs, 'send' sends messages and creates
-    conversations, 'admin' changes and deletes agents and everything else. 'operator' is for those
-    who run the server: it shows the processes, runs and use of all tenants. It has to be asked for.
+    Scopes: 'read' reads agents, conversations and messages, and follows runs. 'send' sends
+    messages, creates conversations and cancels runs. 'admin' changes and deletes agents, deletes
+    conversations and runs, and has the keys, tokens, runs and use of its tenant. 'operator' is for
+    those who run the server: it shows the processes, runs and use of all tenants. It has to be
+    asked for.
     """
     _check(name, tenant)
     owner = new_tenant_id() if tenant == "new" else TenantId(tenant or DEFAULT_TENANT)
@@ -96,14 +98,14 @@ def _check(name: str, tenant: str | None) -> None:
     """Raise typer.BadParameter for a name or tenant that nobody can have meant."""
     if not name.strip() or not name.isprintable():
         raise typer.BadParameter(
-            "The name is empty, or has line ends or tabs. Give one that identifies the key, such "
-            "as the application's.",
+            "The name is empty, or has line ends or other control characters. Give one that "
+            "identifies the key, such as the application's.",
             param_hint="'name'",
         )
     if tenant is not None and re.fullmatch(r"[!-~]+", tenant) is None:
         raise typer.BadParameter(
-            "The tenant is empty, or has spaces. Use 'new', or the id of a tenant as "
-            "`reattach keys list` shows it.",
+            "The tenant is empty, or has spaces or other characters than ASCII. Use 'new', or the "
+            "id of a tenant as `reattach keys list` shows it.",
             param_hint="'--tenant'",
         )
 

@@ -34,6 +34,13 @@ def printable(text: object) -> str:
     )
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, which is given in the singular: ``1 run``, ``2 entries``."""
+    if count == 1:
+        return f"{count} {noun}"
+    return f"{count} {noun[:-1]}ies" if noun.endswith("y") else f"{count} {noun}s"
+
+
 def sentence_of(error: ReattachError) -> str:
     """Return the text of an error for a person: without the codes before it."""
     return _PREFIX.sub("", error.detail)

@@ -42,9 +42,9 @@ _COLUMNS: Final = (
     Column("TOKEN", is_whole=True),
     Column("FOR", is_whole=True),
     Column("SCOPES"),
-    Column("ORIGIN", needs_columns=150),
-    Column("KEY", needs_columns=170),
-    Column("CREATED", needs_columns=130),
+    Column("ORIGIN", rank=2),
+    Column("KEY", rank=3),
+    Column("CREATED", rank=1),
     Column("STATE"),
     Column("USES", is_number=True),
 )

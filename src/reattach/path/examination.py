@@ -187,7 +187,7 @@ class _Examination:
         version = self._state["request"]["http_version"]
         level: Level = "ok"
         detail = f"Reattach {self._state['version']} answers{way} in {answer_seconds * 1000:.0f} ms"
-        detail += f", and is asked over HTTP/{version}"
+        detail += f"; requests reach it over HTTP/{version}"
         if len(processes) > 1:
             detail += f"; {len(processes)} processes share the address"
         figures = {"answer_seconds": round(answer_seconds, 4), "http_version": version}

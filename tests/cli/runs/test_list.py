@@ -85,4 +85,18 @@ def test_a_terminal_gets_a_table_with_whole_ids_that_fits(
         assert row.split()[:2] == [run_id, "completed"]
     assert max(len(line.rstrip()) for line in narrow.text.splitlines()) <= 80
     assert "INPUT" not in narrow.text
+    assert narrow.text.splitlines()[0].split() == ["RUN", "STATUS", "EVENTS", "AGE", "READERS"]
     assert "of an island" in wide.text
+
+
+def test_a_small_terminal_gets_fewer_columns_with_whole_numbers(
+    server: ServerProcess, runs: Runs
+) -> None:
+    runs.finish("[chunks=12000]")
+    command = ("runs", "list", "--agent-id", runs.agent_id, "--url", server.url)
+    with Terminal(*command, columns=60) as small:
+        assert small.end() == 0
+    head, row = small.text.splitlines()[:2]
+    assert head.split()[:2] == ["RUN", "STATUS"]
+    assert len(row.split()) == len(head.split())
+    assert "…" not in small.text.replace("complet…", "")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from reattach.cli.options import AsJson, StoreFlags, fail, settings_with, with_store_flags
+from reattach.cli.printable import counted
+from reattach.cli.remote.tables import size_text
 
 if TYPE_CHECKING:
     from reattach.server.backup.manifest import Manifest
@@ -92,7 +94,7 @@ def _progress(verb: str) -> "Iterator[Callable[[str, int, int], None]]":
         if percent == shown.get(name) or (not is_terminal and percent < 100):
             return
         shown[name] = percent
-        line = f"{name}: {verb} {done_bytes >> 20} of {all_bytes >> 20} MiB ({percent} %)"
+        line = f"{name}: {verb} {size_text(done_bytes)} of {size_text(all_bytes)} ({percent} %)"
         sys.stderr.write(f"\r{line}" if is_terminal else f"{line}\n")
         if is_terminal and percent == 100:
             sys.stderr.write("\n")
@@ -109,7 +111,7 @@ def _show(manifest: "Manifest", *, as_json: bool) -> None:
         return
     for file in manifest.files:
         rows = sum(file.rows.values())
-        typer.echo(f"{file.name}\t{file.bytes} bytes\t{rows} rows\tsha256 {file.sha256}")
+        typer.echo(f"{file.name}\t{file.bytes} bytes\t{counted(rows, 'row')}\tsha256 {file.sha256}")
 
 
 def _note(settings: "Settings", manifest: "Manifest", action: str) -> None:

@@ -13,6 +13,7 @@ import typer
 
 from reattach.cli.keys import with_records
 from reattach.cli.options import AsJson, StoreFlags, fail, settings_with, with_store_flags
+from reattach.cli.printable import counted
 from reattach.domain.clock import SystemClock, utc_text
 from reattach.domain.ids import TenantId
 from reattach.records.base import Actor
@@ -55,11 +56,11 @@ def list_tenants(*, as_json: AsJson = False, stores: StoreFlags) -> None:
         last = f"last run {use.last_run_at:%Y-%m-%d %H:%M}" if use.last_run_at else "no run"
         columns = (
             use.tenant,
-            f"{use.agents} agents",
-            f"{use.conversations} conversations",
-            f"{use.keys} keys",
-            f"{use.active_runs} active runs",
-            f"{use.runs_last_day} runs in 24 h",
+            counted(use.agents, "agent"),
+            counted(use.conversations, "conversation"),
+            counted(use.keys, "key"),
+            counted(use.active_runs, "active run"),
+            f"{counted(use.runs_last_day, 'run')} in 24 h",
             f"{use.prompt_tokens_last_day} + {use.completion_tokens_last_day} tokens in 24 h",
             last,
         )
@@ -108,7 +109,9 @@ def export_tenant(
             return dict(counts)
 
         counts = with_records(settings, run, makes=False)
-    lines = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    lines = ", ".join(
+        counted(count, kind.replace("_", " ")) for kind, count in counts.items() if kind != "export"
+    )
     typer.echo(f"Exported the tenant {tenant}: {lines}.", err=True)
 
 
@@ -181,8 +184,8 @@ def delete_tenant(
     if as_json:
         answer = {"tenant": tenant, "rows": rows, "logs": deletion.logs, "logs_left": left}
         typer.echo(json.dumps(answer))
-    counts = ", ".join(f"{count} {name}" for name, count in rows.items())
-    logs = f"{deletion.logs} event log{'s' if deletion.logs != 1 else ''}"
+    counts = ", ".join(counted(count, _singular(name)) for name, count in rows.items())
+    logs = counted(deletion.logs, "event log")
     typer.echo(
         f"Deleted the tenant {tenant}: {counts}. The running server deletes its {logs} within a "
         "minute."
@@ -190,6 +193,11 @@ def delete_tenant(
         else f"Deleted the tenant {tenant}: {counts}, and {logs}.",
         err=True,
     )
+
+
+def _singular(table: str) -> str:
+    """Return the noun for one row of a table."""
+    return "audit entry" if table == "audit_log" else table.replace("_", " ").removesuffix("s")
 
 
 def _confirm(tenant: str) -> None:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 import typer
 
@@ -19,8 +20,10 @@ class Column:
     is_whole: bool = False
     """Never shortened, because people copy it."""
     is_number: bool = False
-    needs_columns: int = 0
-    """Left out on terminals with fewer columns than this."""
+    is_hidden: bool = False
+    """Not shown on terminals, only in lines for programs."""
+    rank: int = 0
+    """Columns of a lower rank are shown first where the terminal has no room for all."""
 
 
 def show_rows(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
@@ -38,8 +41,8 @@ def show_rows(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    shown = [at for at, column in enumerate(columns) if column.needs_columns <= console.width]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    shown = _fitting(columns, rows, console.width)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for at in shown:
         column = columns[at]
         table.add_column(
@@ -47,11 +50,36 @@ def show_rows(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
             justify="right" if column.is_number else "left",
             no_wrap=True,
             overflow="fold" if column.is_whole else "ellipsis",
-            min_width=max(len(row[at]) for row in rows) if column.is_whole else None,
+            min_width=_least_width(column, [row[at] for row in rows]),
         )
     for row in rows:
         table.add_row(*(Text(row[at], style=STYLES.get(row[at], "")) for at in shown))
     console.print(table)
+
+
+_GAP: Final = 2
+_SHORT_TEXT_CHARS: Final = 12
+"""A longer text may be shortened to this."""
+
+
+def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> Sequence[int]:
+    """Return the columns for which there is room, in their order; always the first one."""
+    shown = [0]
+    used = -_GAP
+    candidates = [at for at, column in enumerate(columns) if not column.is_hidden]
+    for at in sorted(candidates, key=lambda one: columns[one].rank):
+        used += _least_width(columns[at], [row[at] for row in rows]) + _GAP
+        if used > width:
+            break
+        shown.append(at)
+    return sorted({*shown})
+
+
+def _least_width(column: Column, texts: Sequence[str]) -> int:
+    """Return the width below which a column would hide more than the end of a long text."""
+    width = max(len(column.name), *(len(text) for text in texts))
+    is_fixed = column.is_whole or column.is_number
+    return width if is_fixed else min(width, max(_SHORT_TEXT_CHARS, len(column.name)))
 
 
 STYLES = {

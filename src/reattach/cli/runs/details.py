@@ -173,7 +173,7 @@ _CALLS: Final = (
     Column("SEQ"),
     Column("AFTER", is_number=True),
     Column("TOOK", is_number=True),
-    Column("CALL", needs_columns=110),
+    Column("CALL", rank=1),
 )
 
 
@@ -195,7 +195,7 @@ _READERS: Final = (
     Column("CURSOR", is_number=True),
     Column("LAG", is_number=True),
     Column("FOR", is_number=True),
-    Column("PROCESS", needs_columns=100),
+    Column("PROCESS", rank=1),
 )
 
 
@@ -216,7 +216,7 @@ _CUT_OFFS: Final = (
     Column("CLIENT"),
     Column("TRANSPORT"),
     Column("CURSOR", is_number=True),
-    Column("PROCESS", needs_columns=100),
+    Column("PROCESS", rank=1),
 )
 
 

@@ -25,22 +25,20 @@ from reattach.domain.events import RunStatus
 _PAGE_ITEMS: Final = 100
 _MOST_RUNS: Final = 10_000
 _PREVIEW_CHARS: Final = 60
-_SEVERAL_TENANTS: Final = 110
-"""The width of a terminal that shows the tenants if there are several."""
 
 _COLUMNS: Final = (
     Column("RUN", is_whole=True),
     Column("STATUS"),
-    Column("MODEL", needs_columns=100),
+    Column("MODEL", rank=3),
     Column("EVENTS", is_number=True),
-    Column("RATE", is_number=True, needs_columns=120),
-    Column("FIRST", is_number=True, needs_columns=120),
+    Column("RATE", is_number=True, rank=4),
+    Column("FIRST", is_number=True, rank=5),
     Column("AGE", is_number=True),
-    Column("ATT", is_number=True, needs_columns=120),
-    Column("READERS", is_number=True, needs_columns=90),
-    Column("AGENT", needs_columns=140),
-    Column("TENANT", needs_columns=200),
-    Column("INPUT", needs_columns=150),
+    Column("ATT", is_number=True, rank=6),
+    Column("READERS", is_number=True, rank=1),
+    Column("AGENT", rank=7),
+    Column("TENANT", is_hidden=True, rank=2),
+    Column("INPUT", rank=8),
 )
 
 OfModel = Annotated[
@@ -132,13 +130,10 @@ def _find(
 
 
 def _columns_for(runs: Sequence[Mapping[str, Any]]) -> Sequence[Column]:
-    """Return the columns; that of the tenant comes sooner where there are several tenants."""
+    """Return the columns; a terminal shows that of the tenant only if there are several."""
     if len({run["tenant"] for run in runs}) < 2:
         return _COLUMNS
-    return [
-        replace(one, needs_columns=_SEVERAL_TENANTS) if one.name == "TENANT" else one
-        for one in _COLUMNS
-    ]
+    return [replace(one, is_hidden=False) if one.name == "TENANT" else one for one in _COLUMNS]
 
 
 def _none_text(*, filtered: bool) -> str:

@@ -43,6 +43,11 @@ def make_backup(data_dir: Path, target: Path, on_step: OnStep = lambda *_: None)
             f"The data directory {data_dir} has no records.",
             remedy="Check --data-dir, or REATTACH_DATA_DIR.",
         )
+    if target.resolve().is_relative_to(data_dir.resolve()):
+        raise StartupError(
+            f"{target} is in the data directory {data_dir}, with which it would be lost.",
+            remedy="Name a directory outside it, best on another disk.",
+        )
     with (
         _new_directory(target) as unfinished,
         snapshot(datadir.records_file(data_dir)) as records,

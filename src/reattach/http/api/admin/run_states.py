@@ -13,6 +13,8 @@ from reattach.runs.inspection.details import RunDetails
 from reattach.runs.inspection.live import LiveFigures
 
 PREVIEW_CHARS: Final = 200
+_LEAST_RATED_SECONDS: Final = 1.0
+"""A mean rate of a shorter run would say thousands of events per second."""
 
 
 class RunFailure(Answer):
@@ -49,7 +51,8 @@ class RunItem(Answer):
         "before their events were counted."
     )
     events_per_second: float | None = Field(
-        description="At present for an open run, on average for an ended one."
+        description="At present for an open run, on average for an ended one that took a second or "
+        "longer."
     )
     bytes: int | None = Field(description="The size of its events.")
     attempts: int
@@ -94,7 +97,7 @@ def _seconds(since: datetime, until: datetime | None) -> float | None:
 def _mean_rate(line: RunLine) -> float | None:
     """Return the events per second of an ended run, if they are known."""
     seconds = _seconds(line.created_at, line.completed_at)
-    if line.event_count is None or not seconds:
+    if line.event_count is None or seconds is None or seconds < _LEAST_RATED_SECONDS:
         return None
     return line.event_count / seconds
 

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from reattach.domain.clock import Clock
 from reattach.domain.errors import ConflictError
-from reattach.domain.ids import TenantId, new_uuid
+from reattach.domain.ids import TenantId
 from reattach.domain.limits.requests import MAX_PROBE_SECONDS, MAX_PROBE_STREAMS
 from reattach.http.stream.body import Body
 
@@ -93,8 +93,6 @@ class Probes:
     """The probes that are known to this process. Other processes have their own."""
 
     def __init__(self, clock: Clock) -> None:
-        self.process = f"process-{new_uuid()}"
-        """Distinguishes this process from others behind the same address."""
         self._clock = clock
         self._probes: dict[TenantId, Probe] = {}
 

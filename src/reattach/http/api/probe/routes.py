@@ -82,7 +82,7 @@ async def retrieve_probe(
         ]
     return ProbeState(
         version=__version__,
-        process=probes.process,
+        process=context.runs.ownership.owner,
         ping_interval_seconds=context.settings.ping_interval_seconds,
         max_seconds=MAX_PROBE_SECONDS,
         request=_seen(request),
