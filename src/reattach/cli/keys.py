@@ -16,6 +16,7 @@ from reattach.cli.options import (
     settings_with,
     with_store_flags,
 )
+from reattach.cli.printable import one_line
 from reattach.domain.clock import SystemClock
 from reattach.domain.ids import DEFAULT_TENANT, TenantId, new_tenant_id
 from reattach.records.base import ALL_SCOPES, Actor, ApiKey, KeyScope
@@ -53,11 +54,10 @@ def create_key(
 ) -> None:
     """Create a key and show it once; the server stores only its hash.
 
-    Scopes: 'read' reads agents, conversations and messages, and follows runs. 'send' sends
-    messages, creates conversations and cancels runs. 'admin' changes and deletes agents, deletes
-    conversations and runs, and has the keys, tokens, runs and use of its tenant. 'operator' is for
-    those who run the server: it shows the processes, runs and use of all tenants. It has to be
-    asked for.
+    Scopes: 'read' reads agents and conversations and follows runs. 'send' sends, creates
+    conversations and cancels runs. 'admin' changes and deletes what its tenant has, and
+    manages its keys and tokens. 'operator' is for those who run the server, and shows the
+    processes, runs and use of all tenants: it has to be asked for.
     """
     _check(name, tenant)
     owner = new_tenant_id() if tenant == "new" else TenantId(tenant or DEFAULT_TENANT)
@@ -139,7 +139,7 @@ def list_keys(*, as_json: AsJson = False, stores: StoreFlags) -> None:
             f"used {key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never used",
             _state_of(key),
         )
-        typer.echo("\t".join(columns))
+        typer.echo("\t".join(map(one_line, columns)))
     if not found:
         create = settings.command("keys create NAME")
         typer.echo(f"No keys exist. Create one with `{create}`.", err=True)

@@ -47,9 +47,10 @@ async def _examine(name: str, server: McpServer, connect: Connect) -> Diagnostic
             tools = await connection.tools()
             remarks = connection.remarks
             seconds = time.perf_counter() - began
+            count = "1 tool" if len(tools) == 1 else f"{len(tools)} tools"
             detail = (
                 f"{server.place}: {connection.about}, protocol {connection.protocol}, "
-                f"{len(tools)} tools, in {seconds:.1f} s"
+                f"{count}, in {seconds:.1f} s"
             )
             if server.trust_hints:
                 repeated = sum(tool.idempotent for tool in tools)

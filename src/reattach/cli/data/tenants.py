@@ -13,7 +13,7 @@ import typer
 
 from reattach.cli.keys import with_records
 from reattach.cli.options import AsJson, StoreFlags, fail, settings_with, with_store_flags
-from reattach.cli.printable import counted
+from reattach.cli.printable import counted, one_line
 from reattach.domain.clock import SystemClock, utc_text
 from reattach.domain.ids import TenantId
 from reattach.records.base import Actor
@@ -64,7 +64,7 @@ def list_tenants(*, as_json: AsJson = False, stores: StoreFlags) -> None:
             f"{use.prompt_tokens_last_day} + {use.completion_tokens_last_day} tokens in 24 h",
             last,
         )
-        typer.echo("\t".join(columns))
+        typer.echo("\t".join(map(one_line, columns)))
     if not found:
         typer.echo("No tenants exist: nobody has created an agent or a key yet.", err=True)
 

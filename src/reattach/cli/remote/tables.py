@@ -41,7 +41,7 @@ def show_rows(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    shown = _fitting(columns, rows, console.width)
+    shown = fitting_columns(columns, rows, console.width)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for at in shown:
         column = columns[at]
@@ -62,7 +62,9 @@ _SHORT_TEXT_CHARS: Final = 12
 """A longer text may be shortened to this."""
 
 
-def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> Sequence[int]:
+def fitting_columns(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int
+) -> Sequence[int]:
     """Return the columns for which there is room, in their order; always the first one."""
     shown = [0]
     used = -_GAP

@@ -11,7 +11,7 @@ import typer
 
 from reattach.cli.following import Reporter, follow, show_json
 from reattach.cli.options import fail
-from reattach.cli.printable import one_line
+from reattach.cli.printable import counted, one_line
 from reattach.cli.remote.answers import Frames
 from reattach.cli.remote.completion import run_ids
 from reattach.cli.remote.server import RemoteServer, with_server_flags
@@ -112,7 +112,7 @@ def text_of(event: "Event") -> str:
         case "usage_statistics":
             return (
                 f"{event.get('prompt_tokens')} prompt, {event.get('completion_tokens')} completion "
-                f"tokens, {event.get('step_count')} steps"
+                f"tokens, {counted(event.get('step_count') or 0, 'step')}"
             )
         case "error_message":
             return f"{event.get('error_type')}: {event.get('message')}"

@@ -10,8 +10,10 @@ from rich.text import Text
 from reattach.cli.printable import one_line
 from reattach.cli.remote.tables import (
     STYLES,
+    Column,
     count_text,
     duration_text,
+    fitting_columns,
     lag_text,
     seconds_since,
     size_text,
@@ -61,6 +63,8 @@ _RUN_COLUMNS: Final = (
     ("AGENT", 170),
     ("TENANT", 230),
 )
+_MARK: Final = "▼"
+"""Beside the name of the column by which runs are sorted; it needs as much room as its reverse."""
 _TEXTS: Final = frozenset(
     {"PROCESS", "HOST", "VERSION", "RUN", "STATUS", "MODEL", "OWNER", "AGENT", "TENANT"}
 )
@@ -137,7 +141,17 @@ def _empty_text(sample: Sample, view: View) -> str:
 
 def _table(columns: Sequence[tuple[str, int]], rows: Sequence[Sequence[str]], width: int) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    shown = [at for at, (_, least) in enumerate(columns) if least <= width]
+    candidates = [
+        Column(
+            name,
+            is_whole=name == "RUN",
+            is_number=name not in _TEXTS,
+            is_hidden=least > width,
+            rank=least,
+        )
+        for name, least in columns
+    ]
+    shown = fitting_columns(candidates, rows, width - len(_MARK))
     for at in shown:
         name = columns[at][0]
         table.add_column(
@@ -168,7 +182,7 @@ def _runs_table(
     runs: Sequence[Json], view: View, width: int, columns: Sequence[tuple[str, int]]
 ) -> Table:
     sorted_by = _ORDER_COLUMNS.get(view.order, view.order.upper())
-    mark = "▼" if view.is_downwards else "▲"
+    mark = _MARK if view.is_downwards else "▲"
     table = _table(columns, [run_row(run) for run in runs], width)
     for column in table.columns:
         if column.header == sorted_by:

@@ -49,7 +49,8 @@ async def check_continuing(
         detail = f"REATTACH_CONTINUE_MODELS: {entry} names no model with chat completions"
         yield Diagnostic("warning", _WHAT, detail, f"Correct or remove {entry}.")
     if not ask and entries:
-        detail = f"{len(entries)} models are set to continue an interrupted answer, unchecked"
+        models = "1 model is" if len(entries) == 1 else f"{len(entries)} models are"
+        detail = f"{models} set to continue an interrupted answer, unchecked"
         hint = "; `reattach doctor --models` lets each produce a few tokens"
         yield Diagnostic("ok", _WHAT, detail + hint)
     for handle in list(entries)[:MAX_ASKED_MODELS] if ask else ():

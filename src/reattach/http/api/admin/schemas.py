@@ -17,8 +17,8 @@ NEW_TENANT = "new"
 def _one_line(name: str) -> str:
     if not name.strip() or not name.isprintable():
         raise ValueError(
-            "The name is empty, or has line ends or tabs. Give one that identifies the key, such "
-            "as the application's."
+            "The name is empty, or has line ends or other control characters. Give one that "
+            "identifies the key, such as the application's."
         )
     return name
 
