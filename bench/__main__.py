@@ -24,6 +24,7 @@ from bench import (
 )
 from bench.browser import page
 from bench.clients import table as clients
+from bench.dialects import costs
 from bench.faults import chaos, handover, repeated, siege
 from bench.measuring.load import CACHE, program
 from bench.measuring.results import Chapter, write
@@ -56,6 +57,7 @@ OF_CLUSTERS: Mapping[str, tuple[str, Callable[[Options], None]]] = {
     "rolling": ("servers restarted one after the other, again and again, under runs with tools",
                 chaos.rolling),
     "clients": ("what a user of each client sees when something breaks", clients.main),
+    "dialects": ("an event in each dialect, live and replayed: CPU", costs.main),
     "page": ("the server's page in a browser: size, first paint, script time, heap", page.main),
     "handover": ("from the stop or death of a server to the next event of its runs",
                  handover.main),

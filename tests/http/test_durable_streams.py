@@ -13,6 +13,7 @@ import httpx2
 import pytest
 
 from reattach.domain.ids import DEFAULT_TENANT, Seq, TenantId, new_run_id
+from reattach.domain.limits import KEY_CACHE_SECONDS
 from reattach.http.dialects.durable_streams import events, reading
 from reattach.wire.dialects.durable_streams import cursor_text, offset_text
 from tests.support.live_server import WAIT_SECONDS, LiveServer, listening, new_threads
@@ -39,6 +40,13 @@ async def held_log(live: LiveServer, *, after: int = 2) -> tuple[str, str]:
     agent, thread = await new_threads(live)
     run = await live.held_run(agent, thread, "[chunks=5]", after=after)
     return f"/v1/runs/{run}/log", run
+
+
+@pytest.fixture
+async def keyed(tmp_path: Path) -> AsyncIterator[LiveServer]:
+    """A server whose first key closes it to all other requests."""
+    async with listening(tmp_path, ping_interval_seconds=0.2) as live:
+        yield live
 
 
 async def read(server: LiveServer, path: str, **query: Any) -> httpx2.Response:
@@ -276,6 +284,45 @@ async def test_an_old_event_stream_ends_properly_so_that_its_client_asks_again(
     await live.ended(run)
 
 
+async def test_a_server_that_drains_ends_the_body_properly_after_a_control_event(
+    tmp_path: Path,
+) -> None:
+    async with listening(tmp_path) as live:
+        path, _ = await held_log(live)
+        query = {"offset": "-1", "live": "sse"}
+        async with live.client.stream("GET", path, params=query) as response:
+            stream = Events(response)
+            found = [await stream.next(), await stream.next()]
+            waiting = asyncio.create_task(read(live, path, offset="now", live="long-poll"))
+            async with asyncio.timeout(WAIT_SECONDS):
+                while len(live.context.runs.readers) < 2:
+                    await asyncio.sleep(0)
+            live.context.runs.watch.release()
+            found += await stream.rest()
+        assert [name for name, _ in found] == ["data", "control"]
+        assert "streamClosed" not in found[-1][1]
+        polled = await waiting
+        assert (polled.status_code, "stream-closed" in polled.headers) == (204, False)
+
+
+async def test_a_reader_whose_key_is_revoked_is_refused_at_its_next_request(
+    keyed: LiveServer,
+) -> None:
+    path, _ = await held_log(keyed)
+    key, secret = await keyed.context.records.keys.create(DEFAULT_TENANT, "page")
+    keyed.clock.skipped_seconds += KEY_CACHE_SECONDS
+    headers = {"Authorization": f"Bearer {secret}"}
+    query = {"offset": "-1", "live": "sse"}
+    async with keyed.client.stream("GET", path, params=query, headers=headers) as response:
+        stream = Events(response)
+        assert [(await stream.next())[0] for _ in range(2)] == ["data", "control"]
+        await keyed.context.records.keys.revoke(key.id)
+        keyed.clock.skipped_seconds += KEY_CACHE_SECONDS
+        assert await stream.rest() == []  # The body has its proper end.
+    refused = await keyed.client.get(path, params=query, headers=headers)
+    assert refused.status_code == 401
+
+
 # Refusals.
 
 
@@ -359,13 +406,6 @@ async def test_a_page_of_another_origin_may_read_the_headers_of_the_protocol(
         },
     )
     assert preflight.status_code == 200
-
-
-@pytest.fixture
-async def keyed(tmp_path: Path) -> AsyncIterator[LiveServer]:
-    """A server whose first key closes it to all other requests."""
-    async with listening(tmp_path) as live:
-        yield live
 
 
 async def test_a_stream_token_in_the_query_opens_its_run_and_no_tenant_sees_another_s(

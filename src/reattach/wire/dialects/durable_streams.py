@@ -6,6 +6,7 @@ An offset is the number of events before it, padded so that offsets sort as text
 
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, Protocol
 
 import msgspec
@@ -116,6 +117,7 @@ def data_event(content: Content, frames: bytes) -> bytes:
     return b"event: data\n%b\n" % lines
 
 
+@lru_cache(maxsize=64)  # Readers of one event get the same.
 def control_event(
     next_: Seq, *, cursor: str | None = None, up_to_date: bool = False, closed: bool = False
 ) -> bytes:
