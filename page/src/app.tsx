@@ -141,8 +141,8 @@ function Status() {
   return (
     <div class="status">
       {signIn.value === null && (
-        <span class={`connection ${state}`} title={info ? `Reattach ${info.version}` : ""}>
-          <i class="dot" /> {text}
+        <span class={`connection ${state}`} title={info ? `${isHere ? `The last answer took ${span(latencyMs.value!)}. ` : ""}Reattach ${info.version}` : ""}>
+          <i class="dot" /> {state === "live" && <span class="word">connected ·</span>} {text}
         </span>
       )}
       {info && !info.open && (

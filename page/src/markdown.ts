@@ -6,6 +6,8 @@ import * as markdown from "streaming-markdown-html/parser";
 export interface MarkdownWriter {
   /** Add the next piece of the text. */
   write(text: string): void;
+  /** Put an element where the text goes on. */
+  insert(element: Element): void;
   /** Show what was held back until more came. */
   end(): void;
 }
@@ -130,6 +132,7 @@ export function markdownInto(root: HTMLElement): MarkdownWriter {
 
   return {
     write: (text) => markdown.parserWrite(parser, text),
+    insert: (element) => top().append(element),
     end: () => markdown.parserEnd(parser),
   };
 }

@@ -41,6 +41,17 @@ def texts(page: Page, selector: str) -> list[str]:
     return found
 
 
+def answers(page: Page) -> list[str]:
+    """Return the texts of the answers, without the marks of cuts in them."""
+    code = """() => [...document.querySelectorAll('.answer')].map((one) => {
+        const copy = one.cloneNode(true);
+        for (const cut of copy.querySelectorAll('.cut')) cut.remove();
+        return copy.textContent.trim();
+    })"""
+    found: list[str] = page.evaluate(code)
+    return found
+
+
 def wait_for_text(page: Page, selector: str, text: str) -> None:
     """Wait until an element of the selector contains the text."""
     code = f"([selector, text]) => ({TEXTS})(selector).some((one) => one.includes(text))"

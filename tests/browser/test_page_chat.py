@@ -12,6 +12,7 @@ import pytest
 
 from reattach.testing.programs.server import ServerProcess
 from tests.browser.page_views import (
+    answers,
     assert_usable_by_everyone,
     chat_of,
     say,
@@ -97,11 +98,14 @@ def test_a_cut_line_shows_what_is_missed_and_the_answer_is_whole_after_it(
         wait_for_text(page, ".cut", "reattached")
         wait_for_text(page, ".cut", ", ")
         [cut] = texts(page, ".cut")
+        # The mark is where the answer was cut, and the answer goes on behind it.
+        behind = "document.querySelector('.answer .cut').parentElement.nextSibling?.textContent"
+        page.wait_until(f"() => {behind}")
         found = re.fullmatch(r"cut at seq \d+ · reattached after \d\.\d s, (\d+) events?", cut)
         assert found, cut
         assert int(found[1]) > 0
         wait_for_end(page)
-        assert texts(page, ".answer") == [WHOLE]
+        assert answers(page) == [WHOLE]
         assert texts(page, "[role=status].unseen")[0].startswith("Answer finished, 243 events")
 
 
@@ -112,7 +116,7 @@ def test_an_answer_is_whole_though_every_connection_is_dropped(
         page.act("[aria-label='Dropped connections']", "selectOption", "1")
         say(page, LONG)
         wait_for_end(page)
-        assert texts(page, ".answer") == [WHOLE]
+        assert answers(page) == [WHOLE]
         assert len(texts(page, ".cut.over")) > 0
 
 
@@ -127,7 +131,7 @@ def test_a_reload_in_mid_answer_goes_on_and_a_second_tab_follows_too(
             page.reload()
             for one in (page, other):
                 wait_for_end(one)
-                assert texts(one, ".answer") == [" ".join(f"t{at}" for at in range(250))]
+                assert answers(one) == [" ".join(f"t{at}" for at in range(250))]
                 assert texts(one, ".user") == [LONGER]
             # A tab that was open before the message sees the answer, too.
             page.bring_to_front()
@@ -150,10 +154,11 @@ def test_a_killed_server_is_a_pause_after_which_the_answer_is_whole(
             wait_for_text(page, ".answer", "t10")
             server.kill()
             wait_for_text(page, ".lost-line", "No connection")  # After three seconds.
+            wait_for_text(page, ".lost-line", "continued when the server is back")
             server.start()
             page.act(".lost-line button", "click")
             wait_for_end(page)
-            assert texts(page, ".answer") == [WHOLE]
+            assert answers(page) == [WHOLE]
             assert re.fullmatch(
                 r"connection lost at seq \d+ · reattached after \d+\.\d s, \d+ events?",
                 texts(page, ".cut")[0],
@@ -261,6 +266,19 @@ def test_agents_and_conversations_are_made_renamed_and_deleted(
 ) -> None:
     with scripted_server(tmp_path) as server, view(browser, server.url) as page:
         wait_for_text(page, "h2", "No agent yet")
+        for width in (390, 1280):
+            page.resize(width, 780)
+            middle = """() => {
+                const box = document.querySelector('.empty').getBoundingClientRect();
+                return [box.left, innerWidth - box.right];
+            }"""
+            left, right = page.evaluate(middle)
+            assert left >= 0
+            assert abs(left - right) < 2
+            command = (
+                "() => document.querySelector('.empty .command').getBoundingClientRect().right"
+            )
+            assert page.evaluate(command) <= width
         assert "/v1/agents/" in texts(page, ".command pre")[0]
         assert_usable_by_everyone(page)
         page.act("button:has-text('Make an agent')", "click")
@@ -282,6 +300,16 @@ def test_agents_and_conversations_are_made_renamed_and_deleted(
         wait_for_text(page, ".head .title", "Default conversation")
         say(page, "in the default conversation")
         wait_for_text(page, ".answer", "in the default conversation")
+
+
+def test_a_conversation_without_a_name_is_called_as_it_begins(
+    browser: Browser, served: ServerProcess, thread: Thread
+) -> None:
+    sent = thread.post("messages", {"messages": [thread.message("A day on Sark")]})
+    assert sent.status_code == 200
+    with view(browser, served.url, chat_of(thread)) as page:
+        wait_for_text(page, ".conversations", "A day on Sark")
+        wait_for_text(page, ".head .title", "A day on Sark")
 
 
 def test_on_a_phone_everything_fits_and_the_tabs_are_at_the_bottom(

@@ -270,6 +270,17 @@ def test_an_odd_id_is_a_run_that_is_not_here_and_an_unknown_view_is_named(
         wait_for_text(page, ".empty", "No such view")
 
 
+def test_a_failed_run_shows_why_in_its_answer_and_in_its_history(
+    browser: Browser, served: ServerProcess, threads: Threads
+) -> None:
+    run = background_run(threads.conversation(), "[chunks=2][fail=1]")
+    with view(browser, served.url, f"inspector/{run}") as page:
+        wait_for_text(page, ".run-head .lamp", "failed")
+        page.act("body", "press", "ArrowRight")
+        wait_for_text(page, ".answer-pane .note.bad", "The scripted model failed")
+        wait_for_text(page, ".happened .bad", "The scripted model failed")
+
+
 def test_a_link_to_an_event_that_the_run_lacks_says_so(
     browser: Browser, served: ServerProcess, ended: str
 ) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from reattach.cli import app as cli
 from reattach.testing.programs.server import ServerProcess
 from tests.browser.page_views import (
+    answers,
     assert_usable_by_everyone,
     chat_of,
     say,
@@ -192,6 +193,6 @@ def test_after_a_revocation_one_signs_in_again_and_the_draft_and_the_answer_are_
         wait_for_text(page, "h1", "Sign in again")
         sign_in(page, keyed.key)
         wait_for_end(page)
-        assert texts(page, ".answer") == [" ".join(f"t{at}" for at in range(250))]
+        assert answers(page) == [" ".join(f"t{at}" for at in range(250))]
         assert page.evaluate("() => document.querySelector('#message').value") == "a draft"
         assert len(thread.runs()) == 1

@@ -1,6 +1,6 @@
 /** The parts of a conversation on the screen. */
 
-import { useSignal } from "@preact/signals";
+import { useComputed, useSignal, type Signal } from "@preact/signals";
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { counted, span } from "../format";
 import { Icon } from "../parts/icon";
@@ -16,11 +16,7 @@ export function BlockView({ block, thread }: { block: Block; thread: Thread }) {
     case "user":
       return <User block={block} />;
     case "answer":
-      return (
-        <div class="block answer">
-          <Markdown text={block.text} isWhole={block.isWhole} />
-        </div>
-      );
+      return <Answer block={block} />;
     case "reasoning":
       return <Reasoning block={block} />;
     case "tool":
@@ -38,6 +34,17 @@ export function BlockView({ block, thread }: { block: Block; thread: Thread }) {
       return <CutLine cut={block.cut.value} />;
   }
 }
+
+function Answer({ block }: { block: Of<"answer"> }) {
+  const marks = useComputed(() => block.marks.value.map(({ at, cut }) => ({ at, key: cut, show: () => <MarkedCut cut={cut} /> })));
+  return (
+    <div class="block answer">
+      <Markdown text={block.text} isWhole={block.isWhole} marks={marks} />
+    </div>
+  );
+}
+
+const MarkedCut = ({ cut }: { cut: Signal<Cut> }) => <CutLine cut={cut.value} />;
 
 function User({ block }: { block: Of<"user"> }) {
   return (

@@ -17,7 +17,7 @@ async function sourceOf(file: File): Promise<ImageSource | null> {
     return null;
   }
   if (file.size > MOST_BYTES) {
-    toast(`${file.name} has ${(file.size / 1024 ** 2).toFixed(1)} MB. An image has at most 10 MB.`, "bad");
+    toast(`${file.name} has ${(file.size / 1024 ** 2).toFixed(1)} MiB. An image has at most 10 MiB.`, "bad");
     return null;
   }
   const bytes = new Uint8Array(await file.arrayBuffer());
@@ -98,7 +98,7 @@ function Field({ thread, onSend }: Properties) {
         ref={field}
         rows={1}
         aria-label="Message"
-        placeholder={waits ? "Decide on the call above first" : isActive ? "Write the next message while the answer comes" : "Message"}
+        placeholder={waits ? "Decide on the call first" : isActive ? "The next message" : "Message"}
         value={draft.text}
         onInput={(event) => thread.setDraft({ ...draft, text: event.currentTarget.value })}
         onKeyDown={(event) => {

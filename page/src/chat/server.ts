@@ -1,6 +1,7 @@
 /** Agents, conversations and runs as the API has them. */
 
 import { api } from "../api";
+import { textOf } from "./transcript";
 
 export interface Agent {
   id: string;
@@ -70,6 +71,18 @@ export async function listMessages(
     else messages.push([item]);
   }
   return messages.reverse().flat();
+}
+
+const TITLE_CHARS = 60;
+
+/** Return a text as a title: without marks of Markdown, and short. */
+export const titleFrom = (text: string): string =>
+  text.replace(/\[\w+=[^\]]*\]|[#*`>|]/g, "").replace(/\s+/g, " ").trim().slice(0, TITLE_CHARS);
+
+/** Return the beginning of the first message of a conversation; empty: there is none. */
+export async function firstText(conversation: string): Promise<string> {
+  const page = await api<Message[]>(`v1/conversations/${encodeURIComponent(conversation)}/messages`, { query: { limit: 5, order: "asc" } });
+  return titleFrom(textOf(page.find(({ message_type }) => message_type === "user_message")?.content));
 }
 
 /** Return the newest event of a run, of which the page has those until `seq`. */

@@ -1,5 +1,5 @@
-import { useSignal } from "@preact/signals";
-import { useState } from "preact/hooks";
+import { signal, useSignal } from "@preact/signals";
+import { useEffect, useState } from "preact/hooks";
 import { api, asApiError, type ApiError } from "../api";
 import { age } from "../format";
 import { Dialog } from "../parts/dialog";
@@ -9,7 +9,7 @@ import { usePolled } from "../polling";
 import { address, go } from "../router";
 import { may } from "../session";
 import { toast } from "../toasts";
-import { listModels, type Agent, type Conversation } from "./server";
+import { firstText, listModels, type Agent, type Conversation } from "./server";
 
 /** Do a change; a refusal becomes a message. */
 export async function tried(work: () => Promise<unknown>): Promise<void> {
@@ -34,6 +34,7 @@ interface Properties {
 
 export function Sidebar({ agents, agent, conversations, current, active, onChange, onDeleted, onNew }: Properties) {
   const dialog = useSignal<"new" | "edit" | null>(null);
+  useFirstTexts(conversations);
   const renaming = useSignal<Conversation | null>(null);
   const remove = (one: Conversation): void => {
     if (!confirm(`Delete "${titleOf(one)}" with its messages?`)) return;
@@ -107,7 +108,28 @@ export function Sidebar({ agents, agent, conversations, current, active, onChang
 }
 
 export function titleOf(one: Conversation): string {
-  return one.summary?.trim() || "New conversation";
+  return one.summary?.trim() || firstTexts.value.get(one.id) || "New conversation";
+}
+
+/** The beginnings of conversations without a name, by their ids. */
+const firstTexts = signal<ReadonlyMap<string, string>>(new Map());
+const asked = new Set<string>();
+const MOST_ASKED = 40;
+
+/** Ask for the first messages of the newest conversations that have no name, one after the other. */
+function useFirstTexts(conversations: Conversation[]): void {
+  useEffect(() => {
+    const ask = async (): Promise<void> => {
+      for (const { id, summary, last_message_at } of conversations.slice(0, MOST_ASKED)) {
+        const key = `${id} ${last_message_at}`;
+        if (summary?.trim() || !last_message_at || firstTexts.peek().get(id) || asked.has(key)) continue;
+        asked.add(key);
+        const text = await firstText(id).catch(() => "");
+        if (text) firstTexts.value = new Map(firstTexts.peek()).set(id, text);
+      }
+    };
+    void ask();
+  }, [conversations]);
 }
 
 function RenameDialog({ conversation, onClose, onChange }: { conversation: Conversation; onClose: () => void; onChange: () => void }) {

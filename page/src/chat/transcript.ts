@@ -20,7 +20,7 @@ interface Keyed {
 
 export type Block =
   | (Keyed & { kind: "user"; text: string; images: ImageSource[]; runId: string | null })
-  | (Keyed & { kind: "answer"; text: Signal<string>; isWhole: Signal<boolean> })
+  | (Keyed & { kind: "answer"; text: Signal<string>; isWhole: Signal<boolean>; marks: Signal<Mark[]> })
   | (Keyed & { kind: "reasoning"; text: Signal<string>; isWhole: Signal<boolean>; tookMs: Signal<number | null> })
   | (Keyed & {
       kind: "tool";
@@ -35,6 +35,12 @@ export type Block =
     })
   | (Keyed & { kind: "note"; tone: "plain" | "bad"; text: string; code?: string })
   | (Keyed & { kind: "cut"; cut: Signal<Cut> });
+
+/** A loss of the connection in the middle of a text, at a number of its characters. */
+export interface Mark {
+  at: number;
+  cut: Signal<Cut>;
+}
 
 /** A loss of the connection during an answer. */
 export interface Cut {
@@ -128,6 +134,10 @@ export class Transcript {
     this.flush();
     const shown = signal(cut);
     const open = this.open;
+    if (open?.kind === "answer") {
+      open.marks.value = [...open.marks.peek(), { at: open.text.peek().length, cut: shown }];
+      return shown;
+    }
     this.put({ kind: "cut", key: `cut ${++this.count} ${cut.seq}`, cut: shown });
     this.open = open;
     return shown;
@@ -182,7 +192,7 @@ export class Transcript {
       this.close();
       const text = signal("");
       const isWhole = signal(false);
-      block = kind === "answer" ? { kind, key, text, isWhole } : { kind, key, text, isWhole, tookMs: signal<number | null>(null) };
+      block = kind === "answer" ? { kind, key, text, isWhole, marks: signal<Mark[]>([]) } : { kind, key, text, isWhole, tookMs: signal<number | null>(null) };
       this.put(block);
       if (isLive) this.begun.set(key, performance.now());
     } else if (!isLive) {

@@ -1,6 +1,6 @@
 import { useComputed, useSignal, useSignalEffect } from "@preact/signals";
 import { useEffect, useLayoutEffect, useMemo, useRef } from "preact/hooks";
-import { api } from "../api";
+import { api, latencyMs } from "../api";
 import { count } from "../format";
 import { Id } from "../parts/copy";
 import { Empty } from "../parts/empty";
@@ -13,13 +13,12 @@ import { keep, load } from "../stored";
 import { BlockView } from "./blocks";
 import { Composer } from "./composer";
 import { LinePanel } from "./line_panel";
-import { isActive, listAgents, listConversations, listRuns, type Agent, type Conversation } from "./server";
+import { isActive, listAgents, listConversations, listRuns, titleFrom, type Agent, type Conversation } from "./server";
 import { AgentDialog, Sidebar, titleOf, tried } from "./sidebar";
 import { QUIET_MS, Thread, type Draft } from "./thread";
 
 const LIST_MS = 15_000;
 const RUNS_MS = 2500;
-const TITLE_CHARS = 60;
 
 /** Tells the other tabs of this browser that a run began or ended. */
 const channel = typeof BroadcastChannel === "undefined" ? null : new BroadcastChannel(`reattach ${base}`);
@@ -147,7 +146,7 @@ function OfAgent({ agents, agent, conversationId, onAgents }: OfAgentProperties)
           onChange={changed}
           onFirst={(text) => {
             if (shown && !shown.summary) {
-              const summary = text.replace(/\[\w+=[^\]]*\]|[#*`>|]/g, "").replace(/\s+/g, " ").trim().slice(0, TITLE_CHARS);
+              const summary = titleFrom(text);
               if (summary) void tried(() => api(`v1/conversations/${shown.id}`, { method: "PATCH", body: { summary } }).then(conversations.again));
             }
           }}
@@ -258,13 +257,14 @@ function Lost({ thread }: { thread: Thread }) {
   const state = thread.state.value;
   const until = useMemo(() => (state.name === "waiting" ? Date.now() + state.ms : 0), [state]);
   if (!since || now.value - since < QUIET_MS) return null;
+  const goesOn = latencyMs.value === null ? "The answer is continued when the server is back." : "The answer goes on meanwhile.";
   const left = Math.max(until - now.value, 0) / 1000;
   return (
     <div class="lost-line" role="status">
       <Icon name="wifi-off" />
       <span class="number">
         {state.name === "waiting"
-          ? `No connection: ${state.reason}. Attempt ${state.attempt + 1} in ${left.toFixed(0)} s. The answer goes on meanwhile.`
+          ? `No connection: ${state.reason}. Attempt ${state.attempt + 1} in ${left.toFixed(0)} s. ${goesOn}`
           : "Connecting…"}
       </span>
       <button type="button" class="small" onClick={() => thread.tryNow()}>

@@ -5,15 +5,17 @@ import { count } from "../format";
 import { Fault } from "../parts/fault";
 import { Icon } from "../parts/icon";
 import { Markdown } from "../parts/markdown";
+import { problemOf, type RunFacts } from "./facts";
 import type { Subject } from "./subject";
 
 const NEAR_PX = 60;
 const SAID_CHARS = 600;
 
 /** The messages as of the moment. */
-export function AnswerPane({ subject }: { subject: Subject }) {
+export function AnswerPane({ subject, facts }: { subject: Subject; facts: RunFacts }) {
   const { answer } = subject;
   const error = answer.error.value;
+  const isAtEnd = answer.seq.value >= subject.frames.last.value;
   return (
     <section class="pane answer-pane" aria-label="Answer">
       <div class="pane-head">
@@ -23,7 +25,7 @@ export function AnswerPane({ subject }: { subject: Subject }) {
         </span>
       </div>
       {error && <Fault error={error} again={() => answer.want(subject.seq.peek())} />}
-      <Blocks transcript={answer.transcript} isLate={subject.isLate} />
+      <Blocks transcript={answer.transcript} isLate={subject.isLate} problem={isAtEnd ? problemOf(facts) : null} />
     </section>
   );
 }
@@ -31,10 +33,12 @@ export function AnswerPane({ subject }: { subject: Subject }) {
 interface BlocksProperties {
   transcript: ReadonlySignal<Transcript>;
   isLate?: ReadonlySignal<boolean>;
+  /** The error at the end of a failed run, which its messages do not have. */
+  problem?: { text: string; code: string } | null;
 }
 
 /** Messages whose end, which is the moment, stays in sight unless the user scrolls away from it. */
-export function Blocks({ transcript, isLate }: BlocksProperties) {
+export function Blocks({ transcript, isLate, problem }: BlocksProperties) {
   const box = useRef<HTMLDivElement>(null);
   useEffect(() => {
     const element = box.current!;
@@ -59,7 +63,12 @@ export function Blocks({ transcript, isLate }: BlocksProperties) {
         {blocks.map((block) => (
           <BlockView key={block.key} block={block} />
         ))}
-        {blocks.length === 0 && <p class="muted">Nothing yet.</p>}
+        {problem && !blocks.some((one) => one.kind === "note" && one.tone === "bad") && (
+          <p class="note bad">
+            {problem.text} {problem.code && <code>{problem.code}</code>}
+          </p>
+        )}
+        {blocks.length === 0 && !problem && <p class="muted">Nothing yet.</p>}
       </div>
     </div>
   );

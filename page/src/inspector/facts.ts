@@ -92,6 +92,14 @@ export interface FramePage {
   items: Frame[];
 }
 
+/** Return the error with which a run failed. */
+export function problemOf({ error }: RunFacts): { text: string; code: string } | null {
+  if (!error) return null;
+  const { error_type: code = "", message, detail } = Object(error) as Record<string, string | undefined>;
+  const text = typeof error === "string" ? error : [message, detail !== message && detail].filter(Boolean).join(" ");
+  return { text: text || "The run failed.", code };
+}
+
 const BUCKETS = 600;
 
 const path = (run: string, more = ""): string => `v1/runs/${encodeURIComponent(run)}${more}`;

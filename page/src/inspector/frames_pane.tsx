@@ -99,7 +99,7 @@ function Row({ seq, frame, subject }: { seq: number; frame: Frame | undefined; s
       <b class="number">{seq}</b>
       {frame && (
         <>
-          <span class={`type ${kindOf(frame.type)}`}>{shortType(frame.type)}</span>
+          <span class={`type kind-${kindOf(frame.type)}`}>{shortType(frame.type)}</span>
           <code>{essence(frame).slice(0, SHOWN_CHARS)}</code>
           {ms !== null && ms > 0 && <span class="after number muted">+{span(ms)}</span>}
         </>
@@ -208,8 +208,7 @@ function essence(frame: Frame): string {
 }
 
 function timeOf(at: string): string {
-  const time = new Date(at);
-  return `${time.toLocaleTimeString()}.${String(time.getMilliseconds()).padStart(3, "0")}`;
+  return new Date(at).toLocaleTimeString(undefined, { hour: "numeric", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3 });
 }
 
 const shortType = (type: string): string => type.replace(/_message$/, "").replace("usage_statistics", "usage");

@@ -10,6 +10,9 @@ const RIGHT = 10;
 const GAPS = { top: 4, height: 42 };
 const LANE = { height: 9, every: 17 };
 const LEAST_LABEL_PX = 26;
+const SCALE_PX = 16;
+/** The least distance of two times of the scale. */
+const TICK_PX = 150;
 
 interface Properties {
   facts: RunFacts;
@@ -37,7 +40,7 @@ export function Lanes({ facts, timeline, seq, onPick }: Properties) {
   const lanes = useMemo(() => lanesOf(facts, moments), [facts, moments]);
   const times = useMemo(() => timesOf(facts, timeline, moments), [facts, timeline, moments]);
   const axis = useMemo(() => axisOf(times, Math.max(width.value - GUTTER - RIGHT, 1)), [times, width.value]);
-  const height = GAPS.top + GAPS.height + 8 + lanes.length * LANE.every;
+  const height = GAPS.top + GAPS.height + 8 + lanes.length * LANE.every + SCALE_PX;
   const draw = useCallback(
     (context: CanvasRenderingContext2D, wide: number, _: number, paint: Paint) => {
       width.value = wide;
@@ -46,7 +49,8 @@ export function Lanes({ facts, timeline, seq, onPick }: Properties) {
       drawLabels(context, ["gaps", ...lanes.map(({ name }) => name)], paint);
       context.save();
       context.translate(GUTTER, 0);
-      drawGaps(context, moments, axis, paint);
+      const most = drawGaps(context, moments, axis, paint);
+      drawScale(context, times, axis, height, most, paint);
       drawBreaks(context, axis, height, paint);
       drawLanes(context, lanes, axis, paint);
       drawCuts(context, facts, axis, paint);
@@ -90,7 +94,9 @@ function describe(timeline: Timeline, axis: Axis): string {
 function timesOf(facts: RunFacts, timeline: Timeline, moments: Moments): number[] {
   const times = [Date.parse(timeline.began_at), ...moments.times];
   const end = facts.completed_at ? Date.parse(facts.completed_at) : Date.now();
-  return [...times, end].sort((a, b) => a - b);
+  const parts = [...facts.steps, ...facts.tool_calls].flatMap(({ began_at, ended_at }) => [began_at, ended_at]);
+  const known = parts.filter((at) => at !== null).map((at) => Date.parse(at));
+  return [...times, ...known, end].sort((a, b) => a - b);
 }
 
 function lanesOf(facts: RunFacts, moments: Moments): Lane[] {
@@ -137,7 +143,7 @@ function drawLabels(context: CanvasRenderingContext2D, names: string[], paint: P
 }
 
 /** Draw for each pair of known events how long the one after it took, on a scale of square roots. */
-function drawGaps(context: CanvasRenderingContext2D, { seqs, times }: Moments, axis: Axis, paint: Paint): void {
+function drawGaps(context: CanvasRenderingContext2D, { seqs, times }: Moments, axis: Axis, paint: Paint): number {
   const tall = new Map<number, number>();
   let most = 0;
   for (let at = 1; at < times.length; at += 1) {
@@ -156,6 +162,23 @@ function drawGaps(context: CanvasRenderingContext2D, { seqs, times }: Moments, a
   for (const [column, value] of tall) {
     const height = Math.max((value / Math.max(most, 1)) * GAPS.height, 2);
     context.fillRect(column - 1, bottom - height, 1.5, height);
+  }
+  return most ** 2;
+}
+
+/** Write how long the highest gap is, and how long after the beginning some places are. */
+function drawScale(context: CanvasRenderingContext2D, times: number[], axis: Axis, height: number, mostMs: number, paint: Paint): void {
+  const width = axis.x(Infinity);
+  const [began = 0] = times;
+  context.fillStyle = paint("--muted");
+  context.textAlign = "left";
+  if (mostMs > 0) context.fillText(`≤ ${span(mostMs)}`, -GUTTER, GAPS.top + 6);
+  const ticks = Math.max(Math.min(Math.floor(width / TICK_PX), 6), 1);
+  for (let tick = 0; tick <= ticks; tick += 1) {
+    const x = (tick / ticks) * width;
+    if (axis.breaks.some((one) => x > one.x && x < one.x + one.width)) continue;
+    context.textAlign = tick === 0 ? "left" : tick === ticks ? "right" : "center";
+    context.fillText(tick === 0 ? "0" : span(axis.time(x) - began), x, height - SCALE_PX / 2);
   }
 }
 

@@ -4,7 +4,7 @@ import { Icon } from "../parts/icon";
 import { keyCommand } from "../parts/missing";
 import { address } from "../router";
 import { isActive } from "../runs/list";
-import type { RunFacts } from "./facts";
+import { problemOf, type RunFacts } from "./facts";
 
 interface Properties {
   facts: RunFacts;
@@ -26,7 +26,7 @@ export function ReadersPanel({ facts, onPick }: Properties) {
   return (
     <section class="panel" aria-label="Readers">
       <h2>
-        Readers <span class="muted number">{facts.isWhole ? count(readers.length) : ""}</span>
+        Readers <span class="muted number">{facts.isWhole ? `now: ${count(readers.length)}` : ""}</span>
       </h2>
       {!facts.isWhole ? (
         <NeedsAdmin />
@@ -128,9 +128,10 @@ function happenings(facts: RunFacts): Happening[] {
   }
   if (facts.cancel_requested_at) found.push({ at: facts.cancel_requested_at, icon: "square", tone: "warn", text: "cancel requested" });
   if (facts.completed_at) {
+    const problem = problemOf(facts);
     const isBad = facts.status === "failed";
     const why = facts.stop_reason ? `: ${facts.stop_reason}` : "";
-    found.push({ at: facts.completed_at, icon: isBad ? "circle-alert" : "circle-check", tone: isBad ? "bad" : "good", text: `${facts.status}${why}` });
+    found.push({ at: facts.completed_at, icon: isBad ? "circle-alert" : "circle-check", tone: isBad ? "bad" : "good", text: `${facts.status}${why}${problem ? `: ${problem.text}` : ""}` });
   }
   if (facts.log_deleted_at) found.push({ at: facts.log_deleted_at, icon: "trash-2", text: "events deleted" });
   // The times of one moment keep their order.
@@ -152,7 +153,9 @@ export function WorkPanel({ facts, onPick }: Properties) {
   ];
   return (
     <section class="panel" aria-label="Work">
-      <h2>Work</h2>
+      <h2>
+        Work <span class="muted">now</span>
+      </h2>
       <dl>
         {rows.map(([name, value]) =>
           value === null || value === undefined ? null : (

@@ -16,7 +16,7 @@ import { may } from "../session";
 import { say, toast } from "../toasts";
 import { AnswerPane, Blocks } from "./answer_pane";
 import { Choose } from "./choose";
-import { cancelRun, getFacts, getFrames, getMessages, getTimeline, type RunFacts } from "./facts";
+import { cancelRun, getFacts, getFrames, getMessages, getTimeline, problemOf, type RunFacts } from "./facts";
 import { FramesPane } from "./frames_pane";
 import { Lanes } from "./lanes";
 import { HappenedPanel, ReadersPanel, WorkPanel } from "./panels";
@@ -85,15 +85,15 @@ function Gone({ facts, error }: { facts: RunFacts; error?: ApiError }) {
     <div class="inspector">
       <Head facts={facts} />
       <p class="gone" role="status">
-        <Icon name="clock" /> {facts.log === "lost" ? "The log of this run is lost." : "The events of this run are past their retention"}
-        {typeof expired === "string" && ` and were deleted ${clock(expired)}`}. Its messages are below.
+        <Icon name="clock" /> {facts.log === "lost" ? "The log of this run is lost" : "The events of this run are past their retention"}
+        {facts.log !== "lost" && typeof expired === "string" && ` and were deleted ${clock(expired)}`}. Its messages are below.
       </p>
       <Stale polled={messages} />
       <section class="pane answer-pane" aria-label="Messages">
         <div class="pane-head">
           <h2>Messages</h2>
         </div>
-        <Blocks transcript={transcript} />
+        <Blocks transcript={transcript} problem={problemOf(facts)} />
       </section>
       <div class="panels">
         <HappenedPanel facts={facts} onPick={() => {}} />
@@ -170,7 +170,7 @@ function Look({ facts, again }: { facts: RunFacts; again: () => void }) {
         ))}
       </div>
       <div class="panes">
-        <AnswerPane subject={subject} />
+        <AnswerPane subject={subject} facts={facts} />
         <FramesPane subject={subject} />
       </div>
       <div class="panels">

@@ -1,5 +1,6 @@
 import type { ComponentChildren, VNode } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { useOverflow } from "./overflow";
 
 const AROUND = 8;
 
@@ -21,6 +22,7 @@ interface Properties {
 /** A table of any length that has elements only for the rows that are seen. */
 export function VirtualTable({ count, rowHeight, label, head, columns, render, at, onEnd, class: more = "" }: Properties) {
   const box = useRef<HTMLDivElement>(null);
+  useOverflow(box);
   const [view, setView] = useState({ top: 0, height: 800 });
   const measure = (): void => {
     // An event of scrolling may come after the list has gone.

@@ -4,8 +4,6 @@ import { Card, More, Scroller } from "./card";
 import type { AuditEntry } from "./facts";
 import { usePaged } from "./paged";
 
-const MOST_CHARS = 120;
-
 /** The acts that gave rights or destroyed data. */
 export function AuditCard() {
   const { polled, items, hasMore, more } = usePaged<AuditEntry>("v1/admin/audit", ({ id }) => id);
@@ -42,7 +40,7 @@ export function AuditCard() {
                           {one.tenant ?? "server"}
                         </td>
                       )}
-                      <td class="muted">{detailOf(one.detail)}</td>
+                      <td class="muted detail">{detailOf(one.detail)}</td>
                     </tr>
                   ))}
                 </tbody>
@@ -59,5 +57,5 @@ export function AuditCard() {
 function detailOf(detail: Record<string, unknown>): string {
   const members = Object.entries(detail).filter(([, value]) => value !== null);
   const text = members.map(([name, value]) => `${name.replaceAll("_", " ")} ${typeof value === "object" ? JSON.stringify(value) : value}`).join(", ");
-  return text.slice(0, MOST_CHARS);
+  return text;
 }

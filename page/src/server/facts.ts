@@ -1,5 +1,7 @@
 /** The server as the operator's API shows it. */
 
+import { shortId } from "../format";
+
 export interface Operation {
   operation: string;
   count: number;
@@ -76,6 +78,6 @@ export interface AuditEntry {
 
 /** Return how people call a process. */
 export function nameOf({ worker, host, pid, id }: Process): string {
-  const place = host && pid !== null ? `${host}:${pid}` : id.slice(0, 14);
+  const place = host && pid !== null ? `${host}:${pid}` : shortId(id);
   return worker === null ? place : `worker ${worker} · ${place}`;
 }

@@ -38,7 +38,7 @@ export function ProcessesCard({ processes }: { processes: Processes }) {
             </thead>
             <tbody>
               {items.map((one) => (
-                <Row key={one.id} one={one} />
+                <Row key={one.id} one={one} isUnknown={processes.error.value !== null} />
               ))}
             </tbody>
           </table>
@@ -48,7 +48,7 @@ export function ProcessesCard({ processes }: { processes: Processes }) {
   );
 }
 
-function Row({ one }: { one: Process }) {
+function Row({ one, isUnknown }: { one: Process; isUnknown: boolean }) {
   const lag = one.event_loop_lag_seconds;
   const isLate = Date.now() - Date.parse(one.reported_at) > LATE_MS;
   return (
@@ -57,7 +57,7 @@ function Row({ one }: { one: Process }) {
         {nameOf(one)} {one.is_this && <span class="tag">answers</span>}
       </th>
       <td title={`Reported ${clock(one.reported_at)}`}>
-        {isLate ? <Lamp kind="wrong">silent for {age(one.reported_at)}</Lamp> : one.draining ? <Lamp kind="waits">draining</Lamp> : <Lamp kind="ok">serving</Lamp>}
+        {isUnknown ? <Lamp kind="off">unknown</Lamp> : isLate ? <Lamp kind="wrong">silent for {age(one.reported_at)}</Lamp> : one.draining ? <Lamp kind="waits">draining</Lamp> : <Lamp kind="ok">serving</Lamp>}
       </td>
       <td class="number">{count(one.open_runs)}</td>
       <td class="number">{count(one.readers)}</td>
@@ -127,7 +127,7 @@ export function StoresCard({ processes }: { processes: Processes }) {
                     <td class="number">{latency(operation.p50_seconds)}</td>
                     <td class="number">{latency(operation.p99_seconds)}</td>
                     <td class="bar-cell" aria-hidden="true">
-                      <i class="bar" style={{ width: `${worst ? ((operation.p99_seconds ?? 0) / worst) * 100 : 0}%` }} />
+                      {operation.p99_seconds ? <i class="bar" style={{ width: `${(operation.p99_seconds / worst) * 100}%` }} /> : null}
                     </td>
                   </tr>
                 ))}

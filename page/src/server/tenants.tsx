@@ -10,7 +10,10 @@ export function TenantsCard() {
   const { polled, items, hasMore, more } = usePaged<Tenant>("v1/admin/tenants", ({ tenant }) => tenant);
   return (
     <Card title="Tenants and quotas" polled={polled} isWide>
-      {() => (
+      {() =>
+        items.value.length === 0 ? (
+          <p class="muted">No tenant has an agent or a key yet. Make an agent in Chat, or a key with reattach keys create.</p>
+        ) : (
         <>
           <Scroller label="Tenants">
             <table>
@@ -18,8 +21,8 @@ export function TenantsCard() {
                 <tr>
                   <th scope="col">Tenant</th>
                   <th scope="col" class="number">Active runs</th>
-                  <th scope="col" class="number">Runs today</th>
-                  <th scope="col" class="number">Tokens today</th>
+                  <th scope="col" class="number">Runs, 24 h</th>
+                  <th scope="col" class="number">Tokens, 24 h</th>
                   <th scope="col" class="number">Agents</th>
                   <th scope="col" class="number">Conversations</th>
                   <th scope="col" class="number">Keys</th>
@@ -52,7 +55,8 @@ export function TenantsCard() {
           </Scroller>
           <More isShown={hasMore.value} onClick={() => void more()} />
         </>
-      )}
+        )
+      }
     </Card>
   );
 }
@@ -63,10 +67,10 @@ function Quotas({ one }: { one: Tenant }) {
   return (
     <ul class="quotas">
       {limited.map(({ name, used, limit }) => {
-        const text = used === null ? count(limit!) : `${count(used)} of ${count(limit!)}`;
+        const text = used === null ? `up to ${count(limit!)}` : `${count(used)} of ${count(limit!)}`;
         return (
           <li key={name}>
-            <span>{name.replaceAll("_", " ")}</span>
+            <span>{name.replaceAll("_", " ").replace(/\bmib\b/, "MiB")}</span>
             {used !== null && <meter min={0} max={limit!} high={limit! * 0.8} optimum={0} value={used} aria-label={`${name}: ${text}`} />}
             <span class="number muted">{text}</span>
           </li>

@@ -1,4 +1,5 @@
 import { Missing } from "../parts/missing";
+import { Stale } from "../parts/stale";
 import { may } from "../session";
 import { AuditCard } from "./audit";
 import { DoctorCard } from "./doctor";
@@ -22,6 +23,13 @@ function Cards() {
   const processes = useProcesses();
   return (
     <div class="server">
+      {processes.error.value?.status === 0 && (
+        <div class="cards">
+          <div class="card wide">
+            <Stale polled={processes} />
+          </div>
+        </div>
+      )}
       <div class="cards">
         <ProcessesCard processes={processes} />
         <TenantsCard />
