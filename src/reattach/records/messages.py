@@ -140,8 +140,6 @@ class Messages(Repository):
         span = Span(MAX_PAGE_ITEMS, ascending=True)
         while page := await self.of_run(tenant, run_id, span):
             messages += page
-            if len(page) < span.limit:
-                break
             span = replace(span, after=page[-1].id)
         return messages
 

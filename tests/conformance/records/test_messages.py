@@ -242,3 +242,12 @@ async def test_all_messages_of_a_run_are_returned_however_many_there_are(
     for most in (1, 2, 5, 1000):
         monkeypatch.setattr("reattach.records.messages.MAX_PAGE_ITEMS", most)
         assert await world.records.messages.all_of_run(OURS, run_id) == messages
+
+
+async def test_all_messages_of_a_run_are_returned_however_large_they_are(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page ends early at a number of bytes, and was taken for the last one."""
+    run_id, messages = await world.turn(*(f"{number}" * 400 for number in range(5)))
+    monkeypatch.setattr("reattach.records.paging.PAGE_BYTES", 1_000)
+    assert await world.records.messages.all_of_run(OURS, run_id) == messages
