@@ -88,6 +88,7 @@ def test_a_card_that_needs_operator_says_so_and_the_others_are_there(
 ) -> None:
     with view(browser, keyed.server.url, f"server&token={keyed.admin}") as page:
         wait_for_text(page, "[aria-label=Doctor] pre", "--scope operator")
+        wait_for_text(page, "[aria-label=Stores] pre", "--scope operator")
         wait_for_text(page, "[aria-label=Processes] td", "serving")
         wait_for_text(page, "[aria-label=Keys] td", "active")
 

@@ -1,7 +1,9 @@
 import { api } from "../api";
 import { age, bytes, clock, count, span } from "../format";
 import { Lamp } from "../parts/lamp";
+import { NeedsScope } from "../parts/missing";
 import { usePolled, type Polled } from "../polling";
+import { may } from "../session";
 import { Card, Scroller } from "./card";
 import { nameOf, type Process } from "./facts";
 
@@ -90,6 +92,16 @@ function Lease({ one: { lease } }: { one: Process }) {
 }
 
 export function StoresCard({ processes }: { processes: Processes }) {
+  if (!may("operator")) {
+    return (
+      <section class="card" aria-label="Stores">
+        <div class="card-head">
+          <h2>Stores</h2>
+        </div>
+        <NeedsScope detail="All tenants use the same stores. A key with the scope operator shows their latencies." scope="operator" />
+      </section>
+    );
+  }
   return (
     <Card title="Stores" polled={processes}>
       {({ items }) => {
