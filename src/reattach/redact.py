@@ -30,9 +30,12 @@ def redact_url(url: str) -> str:
         return f"{scheme}:{MASK}" if colon and scheme.replace("+", "").isalnum() else MASK
 
 
-def without_user(url: str) -> str:
-    """Return the URL of a server with ``***`` for the user and password in it, if it has any."""
-    return _USER.sub(rf"\1{MASK}@", url)
+def without_secrets(url: str) -> str:
+    """Return the URL of a server with ``***`` for its user and password, and without its fragment.
+
+    The fragment of an address of the page may have a token.
+    """
+    return _USER.sub(rf"\1{MASK}@", url.partition("#")[0])
 
 
 _USER: Final = re.compile(r"\A((?:[a-zA-Z][a-zA-Z0-9+.-]*:)?//)?.*@", re.DOTALL)

@@ -93,6 +93,15 @@ def test_a_url_with_a_query_is_refused(command: str) -> None:
     )
 
 
+@pytest.mark.parametrize("command", ["runs list", "top --once", "doctor --quick --through"])
+def test_the_token_in_the_fragment_of_a_url_is_not_shown(command: str) -> None:
+    named = [] if "--through" in command else ["--url"]
+    ended = reattach_here(*command.split(), *named, f"{NOWHERE}/#token=rt1.hunter2")
+    assert ended.status == 1
+    assert NOWHERE in ended.err
+    assert "hunter2" not in ended.out + ended.err
+
+
 @pytest.mark.parametrize(
     "url", ["http://me:hunter2@127.0.0.1:1", "ftp://me:hunter2@x", "hunter2@x"]
 )

@@ -7,7 +7,7 @@ import typer
 
 from reattach.cli.options import AsJson, StoreFlags, settings_with, with_store_flags
 from reattach.cli.remote.server import ApiKey
-from reattach.redact import without_user
+from reattach.redact import without_secrets
 
 if TYPE_CHECKING:
     from reattach.diagnostics import Diagnostic
@@ -142,7 +142,8 @@ class _Progress:
         shorter = "" if is_quick else "; --quick takes half a minute"
         seconds = self._expected_seconds
         typer.echo(
-            f"Examining the path to {without_user(url)} takes {seconds:.0f} s{shorter}.", err=True
+            f"Examining the path to {without_secrets(url)} takes {seconds:.0f} s{shorter}.",
+            err=True,
         )
         if not sys.stderr.isatty():
             return

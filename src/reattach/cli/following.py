@@ -13,7 +13,7 @@ from reattach.cli.printable import printable
 from reattach.cli.remote.completion import active_run_ids, agent_ids, conversation_ids
 from reattach.cli.remote.server import DEFAULT_URL, ApiKey, Url, explained
 from reattach.domain.errors import ReattachError
-from reattach.redact import without_user
+from reattach.redact import without_secrets
 
 if TYPE_CHECKING:
     from reattach.client import Client, Event, ManyStream, Retry, Stream, Takeover
@@ -139,7 +139,7 @@ class Reporter:
         has_cursor: bool = True,
     ) -> None:
         self.url = url
-        self._shown_url = without_user(url)
+        self._shown_url = without_secrets(url)
         self.cursor = cursor
         self._start = cursor
         self.failed = False

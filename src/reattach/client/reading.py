@@ -35,7 +35,7 @@ from reattach.client.takeovers import Takeover, Takeovers
 from reattach.client.tokens import Tokens
 from reattach.domain.clock import Clock, SystemClock
 from reattach.domain.errors import ReattachError, UnavailableError
-from reattach.redact import without_user
+from reattach.redact import without_secrets
 
 _LEAST_SILENCE_SECONDS: Final = 10.0
 """A network that is merely slow may be silent for this long."""
@@ -70,7 +70,7 @@ class Core:
     @property
     def shown_url(self) -> str:
         """The URL for errors, without a password."""
-        return without_user(self.url)
+        return without_secrets(self.url)
 
     @property
     def silence_seconds(self) -> float:

@@ -33,7 +33,7 @@ from reattach.path.recording import Recording
 from reattach.path.remedies import PLACES
 from reattach.path.timing import FULL, Timing
 from reattach.path.tls import check_http2
-from reattach.redact import without_user
+from reattach.redact import without_secrets
 
 _ORDER: Final = (
     "reach", "delay", "head", "burst", "compression", "silence", "total time", "broken body",
@@ -68,13 +68,13 @@ async def examine(
             if isinstance(failure, ReattachError):
                 raise failure from error
             raise ReattachError(
-                f"Nothing answers at {without_user(url)}: {failure.cause}.",
+                f"Nothing answers at {without_secrets(url)}: {failure.cause}.",
                 remedy="Check the address, and that the proxy and the server are running.",
             ) from error
         refused = next((one for one in answers if one.status != 200 or not _is_ours(one)), None)
         if refused is not None:
             proxies = recognise([refused.headers], ())
-            return Report(without_user(url), None, proxies, [_refusal(refused, api_key)])
+            return Report(without_secrets(url), None, proxies, [_refusal(refused, api_key)])
         try:
             return await _Examination(probe, timing, answers, progress).run()
         finally:
@@ -123,7 +123,7 @@ class _Examination:
             await self._run_in_order(answer_seconds)
         self._explain_silence()
         findings = sorted(self._findings.values(), key=lambda one: _ORDER.index(one.what))
-        return Report(without_user(probe.url), str(self._state["version"]), proxies, findings)
+        return Report(without_secrets(probe.url), str(self._state["version"]), proxies, findings)
 
     def _explain_silence(self) -> None:
         """Blame the limit on the whole time for silent streams that ended because of it."""

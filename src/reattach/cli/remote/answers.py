@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, TypedDict
 
 from reattach.domain.errors import ReattachError
-from reattach.redact import without_user
+from reattach.redact import without_secrets
 
 
 class _RunError(TypedDict):
@@ -189,7 +189,7 @@ def check_answer(answer: Any, shape: Any, url: str) -> Any:
         msgspec.convert(answer, shape)
     except msgspec.ValidationError as error:
         raise ReattachError(
-            f"{without_user(url)} did not answer as a Reattach server of this version does: "
+            f"{without_secrets(url)} did not answer as a Reattach server of this version does: "
             f"{error}.",
             remedy="Check that this is the URL of a Reattach server, with the path under which it "
             "is mounted, and that `reattach --version` is the same there.",

@@ -10,7 +10,7 @@ import typer
 
 from reattach.cli.remote.answers import Server, check_answer
 from reattach.domain.errors import ReattachError, UnauthorizedError, UnavailableError
-from reattach.redact import without_user
+from reattach.redact import without_secrets
 
 if TYPE_CHECKING:
     from reattach.client import SyncClient
@@ -122,7 +122,7 @@ def _better(error: ReattachError, url: str, api_key: str | None) -> ReattachErro
         if loss is None or loss.__cause__ is None:
             return None
         return ReattachError(
-            f"The server at {without_user(url)} cannot be reached: {loss}.",
+            f"The server at {without_secrets(url)} cannot be reached: {loss}.",
             remedy="Start one with `reattach serve`, or name another one with --url or "
             "REATTACH_URL.",
         )
@@ -130,13 +130,13 @@ def _better(error: ReattachError, url: str, api_key: str | None) -> ReattachErro
         return None
     if api_key is None:
         return ReattachError(
-            f"The server at {without_user(url)} requires an API key, and none was given.",
+            f"The server at {without_secrets(url)} requires an API key, and none was given.",
             remedy="Create one on the server with `reattach keys create NAME`, and set "
             "REATTACH_API_KEY.",
         )
     return ReattachError(
-        f"The server at {without_user(url)} refused the API key{_shown(api_key)}: it is not one of "
-        "its keys, or was revoked, or has expired.",
+        f"The server at {without_secrets(url)} refused the API key{_shown(api_key)}: it is not "
+        "one of its keys, or was revoked, or has expired.",
         remedy="`reattach keys list` on the server shows its keys, and `reattach keys create "
         "NAME` creates one.",
     )

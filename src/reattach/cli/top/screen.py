@@ -20,7 +20,7 @@ from reattach.cli.remote.tables import (
 )
 from reattach.cli.top.samples import Sample
 from reattach.cli.top.view import View
-from reattach.redact import without_user
+from reattach.redact import without_secrets
 
 Json = Mapping[str, Any]
 
@@ -105,7 +105,7 @@ def _head(sample: Sample, view: View, url: str, trouble: str | None) -> Text:
     head = Text.assemble(
         ("reattach top", "bold"),
         f"  {'  '.join(sample.summary)}  {sample.at:%H:%M:%S} UTC  ",
-        (without_user(url), "dim"),
+        (without_secrets(url), "dim"),
         no_wrap=True,
         overflow="ellipsis",
     )

@@ -13,7 +13,7 @@ from reattach.client.json import object_of
 from reattach.client.steps import Answer, Open, Request
 from reattach.domain.errors import ReattachError
 from reattach.domain.limits import MAX_ERROR_CHARS
-from reattach.redact import without_user
+from reattach.redact import without_secrets
 
 E = TypeVar("E", bound=BaseException)
 
@@ -44,12 +44,12 @@ def checked_url(base_url: str) -> str:
         valid = False
     if not valid:
         raise ReattachError(
-            f"'{without_user(base_url)[:MAX_ERROR_CHARS]}' is not the URL of a server.",
+            f"'{without_secrets(base_url)[:MAX_ERROR_CHARS]}' is not the URL of a server.",
             remedy="Write it with its scheme, such as http://localhost:8283.",
         )
     if "?" in base_url:
         raise ReattachError(
-            f"The URL {without_user(base_url)[:MAX_ERROR_CHARS]} has a query.",
+            f"The URL {without_secrets(base_url)[:MAX_ERROR_CHARS]} has a query.",
             remedy="Leave it out: the URL of a server ends with its port or a path.",
         )
     return base_url.rstrip("/").removesuffix("/v1")
@@ -106,7 +106,7 @@ def look_of(response: httpx2.Response) -> tuple[int, dict[str, Any]]:
 
 def failure_of(error: httpx2.RequestError, url: str) -> LostError | ReattachError:
     """Return the error for a failed request: ReattachError for a TLS fault that no retry mends."""
-    url = without_user(url)
+    url = without_secrets(url)
     fault = _underlying(error, ssl.SSLError)
     if isinstance(fault, ssl.SSLCertVerificationError):
         return ReattachError(
