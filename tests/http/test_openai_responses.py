@@ -594,3 +594,17 @@ async def test_after_the_retention_a_response_is_gone_in_words_of_that_api(tmp_p
             assert gone.json()["error"]["code"] == "expired"
         after = await created(live, agent, "And?", previous_response_id=response["id"])
         assert after["status"] == "completed"
+
+
+async def test_the_items_of_a_conversation_go_on_after_a_page_of_large_messages(
+    live: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = await live.agent()
+    thread = (await live.conversation(agent["id"]))["id"]
+    for said in ("one", "two", "three"):
+        await live.send(thread, said)
+    path = f"/openai/v1/conversations/{thread}/items"
+    whole = await live.got(path, order="asc", limit=100)
+    monkeypatch.setattr("reattach.records.paging.PAGE_BYTES", 10)
+    assert await live.got(path, order="asc", limit=100) == whole
+    assert len(whole["data"]) >= 6

@@ -83,10 +83,10 @@ async def _messages(
             else Span(_PAGE_MESSAGES, ascending, before=cursor)
         )
         page = await records.messages.list(tenant, thread, span, system_too=False)
+        if not page:  # A shorter page may only have reached its bound in bytes.
+            return
         for message in page:
             yield message
-        if len(page) < _PAGE_MESSAGES:
-            return
         last = page[-1]
 
 
