@@ -35,7 +35,7 @@ def without_secrets(url: str) -> str:
 
     The fragment of an address of the page may have a token.
     """
-    return _USER.sub(rf"\1{MASK}@", url.partition("#")[0])
+    return _USER.sub(rf"\1{MASK}@", url).partition("#")[0]  # A password may have a "#".
 
 
 _USER: Final = re.compile(r"\A((?:[a-zA-Z][a-zA-Z0-9+.-]*:)?//)?.*@", re.DOTALL)

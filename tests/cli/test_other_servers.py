@@ -103,7 +103,8 @@ def test_the_token_in_the_fragment_of_a_url_is_not_shown(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://me:hunter2@127.0.0.1:1", "ftp://me:hunter2@x", "hunter2@x"]
+    "url",
+    ["http://me:hunter2@127.0.0.1:1", "http://me:hunter2#b@x", "ftp://me:hunter2@x", "hunter2@x"],
 )
 @pytest.mark.parametrize("command", ["runs list", "top --once", "doctor --quick --through"])
 def test_the_password_in_a_url_is_not_shown(command: str, url: str) -> None:

@@ -31,6 +31,7 @@ def checked_url(base_url: str) -> str:
 
     Browsers show the address of the page with a fragment.
     """
+    shown = without_secrets(base_url)[:MAX_ERROR_CHARS]
     base_url = base_url.partition("#")[0]
     try:
         url = httpx2.URL(base_url)
@@ -44,12 +45,12 @@ def checked_url(base_url: str) -> str:
         valid = False
     if not valid:
         raise ReattachError(
-            f"'{without_secrets(base_url)[:MAX_ERROR_CHARS]}' is not the URL of a server.",
+            f"'{shown}' is not the URL of a server.",
             remedy="Write it with its scheme, such as http://localhost:8283.",
         )
     if "?" in base_url:
         raise ReattachError(
-            f"The URL {without_secrets(base_url)[:MAX_ERROR_CHARS]} has a query.",
+            f"The URL {shown} has a query.",
             remedy="Leave it out: the URL of a server ends with its port or a path.",
         )
     return base_url.rstrip("/").removesuffix("/v1")
