@@ -3,7 +3,8 @@
 import { stream } from "@durable-streams/client";
 
 const [server] = process.argv.slice(2);
-const INPUT = "[chunks=12][wait=0.4][rate=40]";
+// The pause is for the clients to connect, also on a busy machine.
+const INPUT = "[chunks=12][wait=1.5][rate=40]";
 
 async function post(path, body) {
   const response = await fetch(`${server}${path}`, {
