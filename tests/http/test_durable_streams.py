@@ -68,7 +68,8 @@ class Events:
                 try:
                     self._buffer += await anext(self._chunks)
                 except StopAsyncIteration:
-                    assert self._buffer == b""
+                    rest = self._buffer.splitlines()  # Comments may come between frames.
+                    assert all(line.startswith(b":") for line in rest)
                     raise EOFError from None
         raw, _, self._buffer = self._buffer.partition(b"\n\n")
         lines = [line for line in raw.decode().split("\n") if not line.startswith(":")]

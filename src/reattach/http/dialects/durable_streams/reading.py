@@ -17,6 +17,7 @@ from reattach.http.client_name import client_of
 from reattach.http.context import Context
 from reattach.http.dialects.durable_streams.events import SAFE_HEADERS, ControlledFraming
 from reattach.http.middleware.access import Access
+from reattach.http.stream.body import CONNECTION_EXTENSION, Connection
 from reattach.http.stream.response import RunStream
 from reattach.log.base import Head
 from reattach.records.base import Target
@@ -132,6 +133,11 @@ class LogReads:
         following.wake = woken.set
         leaving = asyncio.create_task(_disconnect(request))
         leaving.add_done_callback(lambda _: woken.set())
+        connection: Connection | None = request.scope.get("extensions", {}).get(
+            CONNECTION_EXTENSION
+        )
+        if connection is not None:  # A client that closes in silence only ends its side at first.
+            connection.on_half_close(woken.set)
         self._runs.readers.add(
             following,
             self._target,
@@ -144,7 +150,7 @@ class LogReads:
                 while not following.has_more:
                     if following.released:
                         return False
-                    if leaving.done():
+                    if leaving.done() or (connection is not None and connection.half_closed):
                         raise ClientDisconnect
                     woken.clear()
                     await woken.wait()
