@@ -28,6 +28,7 @@ from tests.support.threads import Thread, Threads, raw_client
 LONG = "[chunks=240][rate=40]"
 """An answer of six seconds."""
 LONGER = "[chunks=250][rate=25]"
+LINKS = "[link](https://example.org/a_(b)) and [js](javascript:alert(1))."
 IS_GONE = "async (path) => (await fetch(path)).status === 410"
 WHOLE = " ".join(f"t{at}" for at in range(240))
 PIXEL = base64.b64decode(
@@ -65,7 +66,7 @@ def test_an_answer_is_written_while_it_comes_and_is_the_same_after_a_reload(
     browser: Browser, served: ServerProcess, thread: Thread
 ) -> None:
     with view(browser, served.url, chat_of(thread)) as page:
-        say(page, "[think=3] # Title\n\n- **bold** `code`\n\n[link](https://example.org)")
+        say(page, "[think=3] # Title\n\n- **bold** `code`\n\n" + LINKS)
         wait_for_end(page)
         kinds = "() => [...document.querySelectorAll('.block')].map((one) => one.classList[1])"
         assert page.evaluate(kinds) == ["user", "reasoning", "answer"]
@@ -73,6 +74,9 @@ def test_an_answer_is_written_while_it_comes_and_is_the_same_after_a_reload(
         assert texts(page, ".answer h3") == ["Title"]
         assert texts(page, ".answer li strong") == ["bold"]
         assert texts(page, ".answer li code") == ["code"]
+        hrefs = "() => [...document.querySelectorAll('.answer a')].map((one) => one.href)"
+        assert page.evaluate(hrefs) == ["https://example.org/a_(b)", ""]
+        assert texts(page, ".answer p")[-1] == "link and js."
         assert texts(page, ".reasoning summary")[0].startswith("Reasoning")
         assert texts(page, ".reasoning .markdown") == []  # Folded away.
         page.act(".reasoning summary", "click")

@@ -103,6 +103,20 @@ def test_a_key_without_admin_is_shown_the_command_for_one_with_it(
         assert_usable_by_everyone(page)
 
 
+def test_a_server_that_is_away_is_said_once_and_its_state_is_unknown(
+    browser: Browser, tmp_path: Path
+) -> None:
+    with scripted_server(tmp_path) as server, browser.page(f"{server.url}/#server") as page:
+        wait_for_text(page, "[aria-label=Processes] td", "serving")
+        server.kill()
+        wait_for_text(page, "[aria-label=Processes] td", "unknown")
+        assert len(texts(page, ".fault")) == 1
+        wait_for_text(page, ".stale", "Last news at")
+        server.start()
+        wait_for_text(page, "[aria-label=Processes] td", "serving")
+        page.wait_until("() => !document.querySelector('.fault')")
+
+
 def test_an_open_server_has_no_keys_and_fits_on_a_phone(browser: Browser, tmp_path: Path) -> None:
     with scripted_server(tmp_path) as server, view(browser, server.url, "server") as page:
         page.resize(390, 780)

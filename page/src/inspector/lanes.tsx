@@ -104,10 +104,10 @@ function lanesOf(facts: RunFacts, moments: Moments): Lane[] {
   const until = (at: string | null): number => (at ? Date.parse(at) : now);
   const at = (time: string | null, seq: number | null): number => (time ? Date.parse(time) : moments.timeOf(seq ?? 0));
   const found: Lane[] = [];
-  const steps = facts.steps.filter(({ began_at }) => began_at);
-  if (steps.length) {
-    const bars = steps.map(({ began_at, ended_at, model }) => ({
-      from: Date.parse(began_at!),
+  if (facts.steps.length) {
+    const bars = facts.steps.map(({ began_at, ended_at, model }) => ({
+      // The times of a killed process are lost; its step began with the run at the earliest.
+      from: Date.parse(began_at ?? facts.attempt_list[0]?.began_at ?? facts.created_at),
       to: until(ended_at),
       text: model ?? "",
       colour: "--accent",

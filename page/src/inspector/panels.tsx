@@ -142,8 +142,8 @@ function happenings(facts: RunFacts): Happening[] {
 export function WorkPanel({ facts, onPick }: Properties) {
   const rows: Array<[string, ComponentChildren]> = [
     ["Agent", facts.agent_name ?? shortId(facts.agent_id)],
-    ["Conversation", <a href={address(["chat", facts.agent_id, facts.conversation_id ?? "default"])}>open in Chat</a>],
-    ["Model", facts.model],
+    ["Conversation", <a href={address(["chat", facts.agent_id, facts.conversation_id ?? "default"])}>in Chat</a>],
+    ["Model", facts.model && <span title={facts.model}>{facts.model}</span>],
     ["Events", facts.events === null ? null : `${count(facts.events)}${facts.bytes === null ? "" : ` · ${bytes(facts.bytes)}`}`],
     ["Tokens", facts.usage && `${count(facts.usage.prompt_tokens)} → ${count(facts.usage.completion_tokens)}`],
     ["Rate", facts.events_per_second === null ? null : `${facts.events_per_second.toFixed(1)}/s`],

@@ -31,6 +31,7 @@ export function VirtualList({ count, rowHeight, label, render, at, sticksToEnd =
   const reveal = useRef(() => {});
   reveal.current = () => {
     const { scrollTop, clientHeight } = box.current!;
+    if (sticksToEnd) box.current!.scrollTop = count * rowHeight;
     const top = (at ?? 0) * rowHeight;
     if (at === undefined || sticksToEnd || (top >= scrollTop && top + rowHeight <= scrollTop + clientHeight)) return;
     box.current!.scrollTop = top - clientHeight / 2;
