@@ -103,9 +103,13 @@ class Translation:
                 self._wait(source)
 
     async def close(self) -> None:
-        """Stop following the run. ``open`` goes on from the same event."""
+        """Stop following the run, unless somebody uses it by now.
+
+        ``open`` goes on from the same event.
+        """
         async with self._opening:
-            await self._let_go()
+            if not self.users:
+                await self._let_go()
 
     async def _let_go(self) -> None:
         feeding, self._feeding = self._feeding, None

@@ -174,6 +174,25 @@ class DialectConformance:
                     got += _split(piece)
         assert got == expected
 
+    @_EVERY_RUN
+    async def test_a_reader_who_comes_while_the_last_one_leaves_gets_the_rest(
+        self, dialect: Dialect, run: SampleRun
+    ) -> None:
+        stage, expected = Stage(run), whole(dialect, run)
+        await stage.grow(1)
+        leaving = await stage.reader(dialect, 0)
+        for _ in range(3):
+            closing = asyncio.create_task(leaving.aclose())
+            await asyncio.sleep(0)
+            leaving = await stage.reader(dialect, 0)
+            await closing
+        reading = asyncio.create_task(read_all(leaving))
+        while not stage.is_over:
+            await stage.grow(1)
+            await asyncio.sleep(0)
+        assert await reading == expected
+        await leaving.aclose()
+
     async def test_a_cursor_beyond_the_newest_frame_of_an_open_run_is_refused(
         self, dialect: Dialect
     ) -> None:
