@@ -174,6 +174,24 @@ def test_after_the_first_failure_workers_end_after_their_running_test(
     assert notes(tmp_path).count("session torn down") == 2
 
 
+def children_of(pid: int) -> list[int]:
+    """The processes that the process has forked; none where the system does not say."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii")
+    except OSError:
+        return []
+    return [int(child) for child in text.split()]
+
+
+def is_asleep(pid: int) -> bool:
+    """Whether the process waits for time to pass, as a test in ``time.sleep`` does."""
+    try:
+        place = Path(f"/proc/{pid}/wchan").read_text("ascii")
+    except OSError:
+        return True
+    return place == "0" or "nanosleep" in place  # 0: the system does not say.
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
 def test_workers_end_with_the_main_process(
     project: Project, tmp_path: Path, number: signal.Signals
@@ -193,6 +211,8 @@ def test_workers_end_with_the_main_process(
             assert process.poll() is None
             time.sleep(0.02)  # A busy loop would keep the workers from a core.
         if number == signal.SIGINT:
+            while not all(map(is_asleep, children_of(process.pid))):
+                time.sleep(0.02)  # An interrupt within the writing of a note could be lost.
             os.killpg(process.pid, number)
         else:
             process.kill()
