@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -99,6 +100,21 @@ class LettaCode:
     def ask(self, url: str, prompt: str, *arguments: str, streaming: bool = False) -> Answer:
         with self.asking(url, prompt, *arguments, streaming=streaming) as process:
             return end(process, streaming=streaming)
+
+
+def read_line(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Read the next line of a streaming program, and nothing after it.
+
+    A buffer would take more, which ``end`` could not see.
+    """
+    assert process.stdout is not None
+    descriptor, line = process.stdout.fileno(), b""
+    while not line.endswith(b"\n"):
+        byte = os.read(descriptor, 1)
+        assert byte, "the program has ended"
+        line += byte
+    found: dict[str, Any] = json.loads(line)
+    return found
 
 
 def end(process: subprocess.Popen[str], *, streaming: bool = False) -> Answer:

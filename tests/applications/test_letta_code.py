@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from reattach.testing.programs.server import ServerProcess
-from tests.applications.letta_code import Answer, LettaCode, end
+from tests.applications.letta_code import Answer, LettaCode, end, read_line
 from tests.applications.programs import assert_kept, require_program
 from tests.applications.wire import Fault, Wire
 from tests.support.threads import Thread
@@ -151,10 +151,9 @@ def test_after_ctrl_c_the_run_goes_on_and_the_next_turn_waits_for_its_end(
     letta_code: LettaCode, wire: Wire, raw: httpx.Client, new: tuple[str, ...]
 ) -> None:
     with letta_code.asking(wire.url, "[chunks=3][hang=3]", *new, streaming=True) as asking:
-        assert asking.stdout is not None
-        lines = [json.loads(asking.stdout.readline())]
+        lines = [read_line(asking)]
         while lines[-1].get("content") != "t2 ":
-            lines.append(json.loads(asking.stdout.readline()))
+            lines.append(read_line(asking))
         asking.send_signal(signal.SIGINT)
         interrupted = end(asking, streaming=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.applications.letta_code import LettaCode, end
+from tests.applications.letta_code import LettaCode, end, read_line
 from tests.applications.programs import assert_kept, require_program
 from tests.clients.conftest import SCRIPTED, scripted_server
 from tests.support.inheriting_server import InheritingServer, wait_for_client
@@ -24,15 +23,14 @@ class Output:
     """The lines that the program has printed."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        self._stdout = process.stdout
+        self._process = process
         self.lines: list[dict[str, Any]] = []
 
     def read_some_text(self) -> None:
         """Read until the next pieces of the answer's text."""
         for _ in range(3):
             while True:
-                self.lines.append(json.loads(self._stdout.readline()))
+                self.lines.append(read_line(self._process))
                 if self.lines[-1].get("message_type") == "assistant_message":
                     break
 

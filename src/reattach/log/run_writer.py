@@ -93,7 +93,8 @@ class RunWriter(ABC):
         self._put_at = 0.0
         self._append_began = 0.0
         self._after_tick = after_tick or asyncio.get_running_loop().call_soon
-        self._acknowledged_seq = head.last_seq
+        self.acknowledged_seq = head.last_seq
+        """The seq of the last frame that the log has stored."""
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self.commit_times: CommitTimes | None = None
@@ -194,7 +195,7 @@ class RunWriter(ABC):
     async def flush(self) -> None:
         """Return when the log has every frame put; raise ``failure`` if there is one."""
         last_seq = self.last_seq
-        while self.failure is None and self._acknowledged_seq < last_seq:
+        while self.failure is None and self.acknowledged_seq < last_seq:
             self._flushed.clear()
             await self._flushed.wait()
         if self.failure is not None:
@@ -241,13 +242,13 @@ class RunWriter(ABC):
         self._in_flight, self._pending, self._pending_bytes = self._pending, [], 0
         self._append_closes = self._closing
         if self.put_times is not None and self._put_at:
-            last_seq = Seq(self._acknowledged_seq + len(self._in_flight))
+            last_seq = Seq(self.acknowledged_seq + len(self._in_flight))
             self.put_times.append((last_seq, self._put_at))
         if self.meter is not None:
             self._append_began = time.monotonic()
         try:
             self._task = self.submit(
-                self._acknowledged_seq + 1,
+                self.acknowledged_seq + 1,
                 self._in_flight,
                 close=self._append_closes,
                 done=self._on_done,
@@ -274,7 +275,7 @@ class RunWriter(ABC):
         async def append() -> None:
             if earlier:
                 raise earlier.pop()
-            first_seq = self._acknowledged_seq + 1
+            first_seq = self.acknowledged_seq + 1
             await self.append(first_seq, self._in_flight, close=self._append_closes)
 
         outcome: Exception | None = None
@@ -296,9 +297,9 @@ class RunWriter(ABC):
         if self.meter is not None:
             seconds = time.monotonic() - self._append_began
             self.meter.appended(len(self._in_flight), seconds)
-        self._acknowledged_seq += len(self._in_flight)
+        self.acknowledged_seq += len(self._in_flight)
         if self.commit_times is not None and self._in_flight:
-            self.commit_times.add(self._acknowledged_seq)
+            self.commit_times.add(self.acknowledged_seq)
         if self._append_closes:
             self._ended.set()
         elif self._pending or self._closing:

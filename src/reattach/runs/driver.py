@@ -162,10 +162,10 @@ class RunDriver:
 
     @property
     def goes_on(self) -> bool:
-        """Whether the engine has added an event since this driver continued the run."""
+        """Whether the log has an event of the engine from after this driver continued the run."""
         attempts = self.run.attempts
         has_continued = len(attempts) > self._attempts_before
-        return has_continued and self._output.writer.last_seq >= attempts[-1].first_seq
+        return has_continued and self._output.writer.acknowledged_seq >= attempts[-1].first_seq
 
     def end(self, ending: Ending) -> None:
         """End the run soon. Idempotent: only the first ending counts, and none after the end."""
