@@ -1,4 +1,4 @@
-"""Sharing of one piece of work among all callers that ask for it at the same time."""
+"""Sharing of one piece of work among all callers that ask for it at, or about, the same time."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -33,3 +33,32 @@ class SingleFlight(Generic[_K, _T]):
         del self._tasks[key]
         if not task.cancelled():
             task.exception()  # Marks it as retrieved: all callers may have been cancelled.
+
+
+class Recent(Generic[_T]):
+    """The result of some work, done when somebody asks and shared for ``fresh_seconds``.
+
+    ``time`` returns monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[], Coroutine[Any, Any, _T]],
+        *,
+        fresh_seconds: float,
+        time: Callable[[], float],
+    ) -> None:
+        self._work = work
+        self._fresh_seconds = fresh_seconds
+        self._time = time
+        self._flights: SingleFlight[None, _T] = SingleFlight(name)
+        self._last: tuple[_T, float] | None = None
+        """The last result, and when it was there."""
+
+    async def get(self) -> _T:
+        """Return the last result, or a new one if it is too old. Raises what the work raises."""
+        if self._last is None or self._time() - self._last[1] >= self._fresh_seconds:
+            result = await self._flights.do(None, self._work)
+            self._last = result, self._time()
+        return self._last[0]

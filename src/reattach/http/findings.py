@@ -7,7 +7,7 @@ from typing import Final
 
 from reattach.diagnostics import Diagnostic
 from reattach.domain.clock import Clock
-from reattach.single_flight import SingleFlight
+from reattach.single_flight import Recent
 
 Checks = Callable[[], Awaitable[Sequence[Diagnostic]]]
 
@@ -29,16 +29,16 @@ class Findings:
     def __init__(self, checks: Checks | None, clock: Clock) -> None:
         self._checks = checks
         self._clock = clock
-        self._last = Checked((), None)
-        self._last_seconds = float("-inf")
-        self._flights: SingleFlight[None, Checked] = SingleFlight("check the server")
+        self._checked = Recent(
+            "check the server",
+            self._check,
+            fresh_seconds=FRESH_SECONDS,
+            time=clock.monotonic_seconds,
+        )
 
     async def get(self) -> Checked:
         """Return the results, at most FRESH_SECONDS old. All who wait share one round."""
-        if self._clock.monotonic_seconds() - self._last_seconds >= FRESH_SECONDS:
-            self._last = await self._flights.do(None, self._check)
-            self._last_seconds = self._clock.monotonic_seconds()
-        return self._last
+        return await self._checked.get()
 
     async def _check(self) -> Checked:
         diagnostics = () if self._checks is None else await self._checks()

@@ -36,7 +36,7 @@ from reattach.runs.reports.report import (
     memory_bytes,
 )
 from reattach.runs.service import RunService
-from reattach.single_flight import SingleFlight
+from reattach.single_flight import Recent
 
 logger = structlog.get_logger(__name__)
 
@@ -74,9 +74,12 @@ class Reports:
         self._clock = clock
         self._started_at = clock.now()
         self._rates = Rates()
-        self._flights: SingleFlight[None, list[ProcessReport]] = SingleFlight("gather reports")
-        self._gathered: list[ProcessReport] = []
-        self._gathered_at_seconds = float("-inf")
+        self._gathered = Recent(
+            "gather reports",
+            self._gather,
+            fresh_seconds=FRESH_SECONDS,
+            time=clock.monotonic_seconds,
+        )
         self._writing: asyncio.Task[None] | None = None
         runs.on_report_wanted = self._write_soon
 
@@ -91,11 +94,7 @@ class Reports:
         """
         if not self._runs.ownership.shared:
             return [await self.own()]
-        age_seconds = self._clock.monotonic_seconds() - self._gathered_at_seconds
-        if age_seconds >= FRESH_SECONDS:
-            self._gathered = await self._flights.do(None, self._gather)
-            self._gathered_at_seconds = self._clock.monotonic_seconds()
-        return self._gathered
+        return await self._gathered.get()
 
     async def _gather(self) -> list[ProcessReport]:
         asked_at = await self._records.owners.ask_for_reports()

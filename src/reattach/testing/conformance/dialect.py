@@ -1,13 +1,12 @@
 """The tests that every dialect has to pass: subclass ``DialectConformance``."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import Final
 
 import pytest
 
 from reattach.domain.errors import CursorAheadError, ExpiredError
-from reattach.domain.events import RunStatus, Usage
+from reattach.domain.events import RunStatus, Stopped, Usage
 from reattach.domain.ids import DEFAULT_TENANT, Seq, Token
 from reattach.log.memory import MemoryLog
 from reattach.records.base import Target
@@ -22,7 +21,7 @@ WAIT_SECONDS: Final = 30.0
 _EVERY_RUN = pytest.mark.parametrize("run", SAMPLE_RUNS, ids=lambda run: run.name)
 
 
-def whole(dialect: Dialect, run: SampleRun) -> list[bytes]:
+def frames_of(dialect: Dialect, run: SampleRun) -> list[bytes]:
     """Return all frames of the run."""
     fold = dialect.fold(run.facts)
     return [*fold.begin(), *(frame for event in run.events for frame in fold.add(event))]
@@ -48,7 +47,7 @@ class Stage:
         run_id = self._run.facts.run_id
         if not self._added:
             await self.log.open(run_id, Token(1))
-        terminal = next(n for n, event in enumerate(self._run.events) if _is_terminal(event))
+        terminal = next(n for n, event in enumerate(self._run.events) if isinstance(event, Stopped))
         until = min(self._added + count, len(self._run.events))
         if until > terminal:
             until = len(self._run.events)
@@ -69,10 +68,6 @@ class Stage:
         return await self.translations.follow(
             self.target, dialect, self._run.facts, cursor, max_events=max_events
         )
-
-
-def _is_terminal(event: object) -> bool:
-    return type(event).__name__ == "Stopped"
 
 
 async def read_all(following: Following) -> list[bytes]:
@@ -99,13 +94,13 @@ class DialectConformance:
 
     @_EVERY_RUN
     def test_the_frames_depend_on_the_events_alone(self, dialect: Dialect, run: SampleRun) -> None:
-        assert whole(dialect, run) == whole(dialect, run)
+        assert frames_of(dialect, run) == frames_of(dialect, run)
 
     @_EVERY_RUN
     def test_each_frame_is_one_event_of_an_event_stream(
         self, dialect: Dialect, run: SampleRun
     ) -> None:
-        for frame in whole(dialect, run):
+        for frame in frames_of(dialect, run):
             assert frame.endswith(b"\n\n")
             assert frame.count(b"\n\n") == 1
             assert b"data: " in frame
@@ -119,7 +114,7 @@ class DialectConformance:
         terminal = False
         for event in run.events:
             frames = fold.add(event)
-            terminal = terminal or _is_terminal(event)
+            terminal = terminal or isinstance(event, Stopped)
             assert not (terminal and frames) or isinstance(event, Usage)
         assert fold.size_bytes >= 0
 
@@ -127,7 +122,7 @@ class DialectConformance:
     async def test_a_reader_that_is_cut_at_any_frame_resumes_with_exactly_the_rest(
         self, dialect: Dialect, run: SampleRun
     ) -> None:
-        stage, expected = Stage(run), whole(dialect, run)
+        stage, expected = Stage(run), frames_of(dialect, run)
         await stage.grow(len(run.events))
         for cut in range(len(expected) + 1):
             async with await stage.reader(dialect, cut) as following:
@@ -138,7 +133,7 @@ class DialectConformance:
     async def test_readers_who_come_at_any_event_get_the_same_frames(
         self, dialect: Dialect, run: SampleRun
     ) -> None:
-        stage, expected = Stage(run), whole(dialect, run)
+        stage, expected = Stage(run), frames_of(dialect, run)
         readers: list[Following] = []
         reading: list[asyncio.Task[list[bytes]]] = []
         while not stage.is_over:
@@ -156,7 +151,7 @@ class DialectConformance:
         self, dialect: Dialect, run: SampleRun, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(translation_module, "TRANSLATION_BYTES", 200)
-        stage, expected = Stage(run), whole(dialect, run)
+        stage, expected = Stage(run), frames_of(dialect, run)
         await stage.grow(len(run.events))
         for cut in {0, 1, len(expected) // 4, len(expected) // 2, len(expected) - 1}:
             async with await stage.reader(dialect, cut, max_events=1) as following:
@@ -166,7 +161,7 @@ class DialectConformance:
     async def test_a_translation_goes_on_where_it_stopped_when_readers_come_back(
         self, dialect: Dialect, run: SampleRun
     ) -> None:
-        stage, expected, got = Stage(run), whole(dialect, run), list[bytes]()
+        stage, expected, got = Stage(run), frames_of(dialect, run), list[bytes]()
         while not stage.is_over:
             await stage.grow(1)
             async with await stage.reader(dialect, len(got)) as following:
@@ -178,7 +173,7 @@ class DialectConformance:
     async def test_a_reader_who_comes_while_the_last_one_leaves_gets_the_rest(
         self, dialect: Dialect, run: SampleRun
     ) -> None:
-        stage, expected = Stage(run), whole(dialect, run)
+        stage, expected = Stage(run), frames_of(dialect, run)
         await stage.grow(1)
         leaving = await stage.reader(dialect, 0)
         for _ in range(3):
@@ -212,8 +207,3 @@ class DialectConformance:
         await stage.log.trim(run.facts.run_id, Seq(2))
         with pytest.raises(ExpiredError):
             await stage.reader(dialect, 0)
-
-
-def frames_of(dialect: Dialect, run: SampleRun) -> Sequence[bytes]:
-    """Return all frames of a sample run, for tests of one dialect."""
-    return whole(dialect, run)
