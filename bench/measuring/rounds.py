@@ -3,7 +3,9 @@
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -111,17 +113,52 @@ def interleaved(turns: Sequence[Turn], rounds: int) -> Results:
     return results
 
 
+def side_by_side(turns: Sequence[Turn], rounds: int) -> Results:
+    """Perform each measurement with all contenders at the same time.
+
+    They share whatever the machine does meanwhile. All have the same measurements.
+    """
+    results = Results()
+    for number in range(rounds):
+        begin = time.monotonic()
+        with ExitStack() as stack:
+            threads = stack.enter_context(ThreadPoolExecutor(len(turns)))
+            listed = [stack.enter_context(closing(_generated(turn))) for turn in turns]
+            for measurements in zip(*listed, strict=True):
+                futures = [
+                    threads.submit(_measure, results[turn.contender, name], name, measure)
+                    for turn, (name, measure) in zip(turns, measurements, strict=True)
+                ]
+                for turn, future in zip(turns, futures, strict=True):
+                    for failure in future.result():
+                        print(f"    {turn.contender}:{failure}", file=sys.stderr)
+        print(
+            f"  round {number + 1} of {rounds}: {time.monotonic() - begin:.1f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+    return results
+
+
+def _generated(turn: Turn) -> Generator[Measurement, None, None]:
+    yield from turn.measurements()
+
+
+def _measure(measured: Measured, name: str, measure: Callable[[], Figures]) -> list[str]:
+    try:
+        measured.rounds.append(measure())
+    except (SpoiledError, OSError) as error:
+        measured.failures.append(str(error))
+        return [f"\n    no figure for {name}: {error}"]
+    return []
+
+
 def _once(turn: Turn, results: Results) -> list[str]:
     failures = []
     name = "start"
     try:
         for name, measure in turn.measurements():
-            measured = results[turn.contender, name]
-            try:
-                measured.rounds.append(measure())
-            except (SpoiledError, OSError) as error:
-                measured.failures.append(str(error))
-                failures.append(f"\n    no figure for {name}: {error}")
+            failures += _measure(results[turn.contender, name], name, measure)
     except (SpoiledError, OSError) as error:
         results[turn.contender, f"after {name}"].failures.append(str(error))
         failures.append(f"\n    after {name}: {error}")
