@@ -29,6 +29,7 @@ from bench.faults import chaos, handover, repeated, siege
 from bench.measuring.load import CACHE, program
 from bench.measuring.results import Chapter, write
 from bench.options import Options
+from bench.requests import reads
 from bench.telemetry import tracing
 
 CHAPTERS: Mapping[str, tuple[str, Callable[[Options], Chapter]]] = {
@@ -41,6 +42,7 @@ CHAPTERS: Mapping[str, tuple[str, Callable[[Options], Chapter]]] = {
     "append": ("durable events a second, by backend and durability", append.main),
     "watching": ("metrics off, on, and asked for everything all the time: CPU", watching.main),
     "tracing": ("traces off and on, of live events, sends and resumes: CPU", tracing.main),
+    "reads": ("one GET of an object, a list, the metrics, with few and many kept: CPU", reads.main),
     "growth": ("costs against events, runs and readers; sizes after retention", growth.main),
 }
 """Benchmarks that write a chapter of the results. ``--quick`` applies to these."""

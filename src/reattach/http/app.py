@@ -4,11 +4,12 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.openapi.utils import get_openapi
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -60,12 +61,13 @@ from reattach.http.middleware.access_log import AccessLog
 from reattach.http.middleware.auth import OPEN_PATHS, Authentication, Authenticator
 from reattach.http.middleware.body_limit import BodyLimit
 from reattach.http.middleware.loopback import is_loopback
-from reattach.http.middleware.pages import Pages
+from reattach.http.middleware.pages import Cors, Pages
 from reattach.http.middleware.parse_queue import ParseQueue
 from reattach.http.middleware.quotas import Bounds, Quotas
 from reattach.http.middleware.tokens import StreamTokens
 from reattach.http.middleware.tracing import Tracing
 from reattach.http.routes import built_routes
+from reattach.http.routing.index import RouteIndex
 from reattach.http.stream.retried import RetriedStreams
 from reattach.runs.inspection.scan import Scans
 
@@ -155,6 +157,15 @@ class Api(FastAPI):
             receive = remaining
         await super().__call__(scope, receive, send)
 
+    def build_middleware_stack(self) -> ASGIApp:
+        """Return the routes in all middleware, without what FastAPI adds for features not used."""
+        handlers: dict[Any, Any] = dict(self.exception_handlers)
+        routed = AsyncExitStackMiddleware(RouteIndex(self.router))
+        app: ASGIApp = ExceptionMiddleware(routed, handlers=handlers)
+        for middleware, arguments, options in reversed(self.user_middleware):
+            app = middleware(app, *arguments, **options)
+        return app
+
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
             schema = get_openapi(
@@ -215,7 +226,7 @@ def create_app(
             *routes_of(settings.dialects),
         ],
         middleware=[
-            Middleware(CORSMiddleware, **pages.cors),
+            Middleware(Cors, **pages.cors),
             Middleware(DialectErrors, bodies=error_bodies_of(settings.dialects)),
             Middleware(RetriedStreams),
             Middleware(UnknownErrors),

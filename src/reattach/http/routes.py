@@ -1,6 +1,7 @@
 """Routers and request checks that all parts of the API share."""
 
-from collections.abc import Callable, Collection, Sequence
+import re
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from functools import cached_property
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import override
 
 from reattach.domain.errors import UnsupportedBodyError
@@ -26,7 +27,10 @@ from reattach.http.json import (
 )
 from reattach.http.middleware.access import ACCESS, Access
 from reattach.http.middleware.scopes import scope_of
+from reattach.http.routing.operations import Operation
 from reattach.http.schemas.error import ErrorBody, ValidationErrorBody
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     "4XX": {"model": ErrorBody, "description": "The request cannot be fulfilled."},
@@ -100,10 +104,18 @@ def built_routes(routes: Sequence[BaseRoute]) -> list[BaseRoute]:
 
 
 class JsonRoute(APIRoute):
-    """A route that checks the scope, query, path and body before FastAPI parses them."""
+    """A route that checks the scope, query, path and body before its parameters are parsed."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        operation = Operation.of(self)
+        if operation is not None:
+            self.app = _answering(self._checked(operation.answer))
 
     def get_route_handler(self) -> Callable[[Request], Any]:
-        handle = super().get_route_handler()
+        return self._checked(super().get_route_handler())
+
+    def _checked(self, handle: Callable[[Request], Awaitable[Response]]) -> Handler:
         scope = scope_of(self.methods or (), self.operation_id)
         reads_body = self.body_field is not None
         in_query = frozenset(one.alias for one in self.dependant.query_params)
@@ -119,10 +131,19 @@ class JsonRoute(APIRoute):
                 await request.prepare()
                 if not reads_body:
                     refuse_unread_body(await request.json(), in_query)
-            response: Response = await handle(request)
-            return response
+            return await handle(request)
 
         return check_then_handle
+
+
+def _answering(handle: Handler) -> ASGIApp:
+    """Return an ASGI application for a handler with no dependencies that have to be closed."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await handle(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+    return answer
 
 
 class _JsonRequest(Request):
@@ -158,12 +179,15 @@ def refuse_nul_outside_body(request: Request) -> None:
     """
     path = [Fault(["path", name], NUL, "string_nul") for name, value in
             request.path_params.items() if "\0" in str(value)]  # fmt: skip
+    if not path and not _NUL_IN_QUERY.search(request.scope.get("query_string", b"")):
+        return
     query = [Fault(["query", name.replace("\0", "?")], NUL, "string_nul") for name, value in
              request.query_params.multi_items() if "\0" in name + value]  # fmt: skip
     if path or query:
         raise invalid([*path, *query])
 
 
+_NUL_IN_QUERY: Final = re.compile(rb"%00|\0")
 _READ_ELSEWHERE: Final = {"run_ids": "to POST /v1/agents/{agent_id}/messages/cancel"}
 
 

@@ -3,7 +3,6 @@
 import asyncio
 from contextlib import suppress
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reattach.domain.errors import LimitExceededError, ReattachError
@@ -38,8 +37,8 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and (len(announced) > 18 or int(announced) > self._max_bytes):
+        announced = dict(scope["headers"]).get(b"content-length", b"")
+        if announced.isdigit() and (len(announced) > 18 or int(announced) > self._max_bytes):
             response = error_response(self._error())
             response.headers["connection"] = "close"  # the rest of the body is not awaited
 

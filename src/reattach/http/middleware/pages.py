@@ -2,8 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
+
+from starlette.datastructures import MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Message, Receive, Scope, Send
+from typing_extensions import override
 
 from reattach.domain.errors import ForeignPageError
 from reattach.domain.origins import ANY, LOCAL
@@ -83,6 +89,32 @@ class Pages:
         if self._has_local and _LOCAL_ORIGINS.fullmatch(text) is not None:
             return
         raise ForeignPageError(f"of '{text[:100]}'")
+
+
+class Cors(CORSMiddleware):
+    """Starlette's answers to pages of other origins, at little cost for all other requests."""
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not any(name == b"origin" for name, _ in scope["headers"]):
+            await self.app(scope, receive, partial(_send_varying, send))
+        else:
+            await super().__call__(scope, receive, send)
+
+
+_VARY: Final = (b"vary", b"Origin")
+
+
+async def _send_varying(send: Send, message: Message) -> None:
+    """Send a part of a response, which would have other headers for a page."""
+    if message["type"] == "http.response.start":
+        headers = message.get("headers", ())
+        if any(name == b"vary" for name, _ in headers):
+            own = MutableHeaders(scope=message)
+            own["Vary"] = ", ".join([*own.getlist("Vary"), "Origin"])
+        else:
+            message["headers"] = [*headers, _VARY]
+    await send(message)
 
 
 def _host_of(origin: str) -> str:

@@ -1,0 +1,1 @@
+"""Requests on their way to an operation: the route of a path, and the arguments of a function."""

@@ -1,0 +1,132 @@
+"""The way of a request to its operation: the same route and arguments as FastAPI would find."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from fastapi.routing import request_response
+from starlette.routing import BaseRoute, Match
+from starlette.types import Scope
+
+from reattach.domain.ids import new_run_id
+from reattach.http.app import Api
+from reattach.http.routes import DeferredRoute, JsonRoute
+from reattach.http.routing.index import RouteIndex
+from reattach.http.routing.operations import Operation
+from tests.support.asgi_server import Server
+
+SEGMENTS = ("active", "", "x/y")
+
+
+@pytest.fixture
+def server(shared_server: Server) -> Server:
+    return shared_server
+
+
+def operations(server: Server) -> list[tuple[JsonRoute, Operation | None]]:
+    built = [one.built for one in server.app.routes if isinstance(one, DeferredRoute)]
+    reading = [one for one in built if isinstance(one, JsonRoute) and "GET" in (one.methods or ())]
+    return [(route, Operation.of(route)) for route in reading]
+
+
+def paths(routes: list[BaseRoute]) -> Iterator[str]:
+    for route in routes:
+        template = str(getattr(route, "path", "/"))
+        for segment in SEGMENTS:
+            path = re.sub(r"\{[^}]*\}", segment, template)
+            yield from (path, f"{path}/more", path.rpartition("/")[0])
+
+
+def asked(method: str, path: str, root_path: str = "") -> Scope:
+    return {"type": "http", "method": method, "path": path, "root_path": root_path}
+
+
+def found(routes: list[BaseRoute], scope: Scope) -> BaseRoute | None:
+    return next((one for one in routes if one.matches(scope)[0] is Match.FULL), None)
+
+
+async def test_the_index_finds_the_route_that_comes_first_in_the_router(server: Server) -> None:
+    routes = server.app.router.routes
+    index = RouteIndex(server.app.router)
+    answered = 0
+    for path in dict.fromkeys(paths(routes)):
+        for method in ("GET", "POST"):
+            expected = found(routes, asked(method, path))
+            assert found(index.candidates(path), asked(method, path)) is expected, (method, path)
+            answered += expected is not None
+    assert answered > len(routes)
+
+
+async def test_few_routes_are_tried_for_a_path(server: Server) -> None:
+    index = RouteIndex(server.app.router)
+    most = max(len(index.candidates(path)) for path in dict.fromkeys(paths(server.app.routes)))
+    assert most < 10 < len(server.app.routes)
+
+
+async def test_only_reads_with_headers_or_models_as_parameters_are_left_to_fastapi(
+    server: Server,
+) -> None:
+    others = {route.path for route, operation in operations(server) if operation is None}
+    assert others == {
+        "/v1/conversations/{conversation_id}/stream",
+        "/v1/runs/{run_id}/stream",
+        "/v1/conversations/{conversation_id}/snapshot",
+        "/v1/runs/{run_id}/frames",
+        "/v1/runs/{run_id}/log",
+    }
+
+
+QUERIES = (
+    "",
+    "limit=1&unknown=1",
+    "limit=x&after=&before=&order=up&tags=a&tags=b&match_all_tags=1&name=n&query_text=%25",
+    "limit=1&limit=2&order=asc&ascending=false&include=agent.tools&include=agent.odd",
+    "limit=10001&active=perhaps&background=7&statuses=completed&statuses=failed",
+    "statuses=odd&agent_ids=1&agent_id=2&include_return_message_types=x",
+    "after=run-1&conversation_id=default&status=completed&status=odd",
+    "conversation_id=odd&stop_reason=odd&query=" + "x" * 2000,
+    "text=%00",
+)
+
+
+async def answers(server: Server, path: str) -> list[tuple[int, Any, bytes]]:
+    given = []
+    for query in QUERIES:
+        response = await server.client.get(f"{path}?{query}")
+        kind = response.headers.get("content-type")
+        body = re.sub(rb'"trace_id":"[^"]*"', b"", response.content)
+        given.append((response.status_code, kind, body))
+    return given
+
+
+async def test_values_defaults_and_errors_are_those_of_fastapi(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(server.app, Api)
+    agent = (await server.agent(name="one", tags=["a", "b"]))["id"]
+    conversation = (await server.conversation(agent))["id"]
+    await server.send(conversation, "hello")
+    ids = {
+        "agent_id": [agent, "odd"],
+        "conversation_id": [conversation, "odd"],
+        "run_id": [new_run_id()],
+    }
+    changing = ("/metrics", "/v1/admin/processes", "/v1/health", "/v1/admin/runs/{run_id}")
+    statuses = set()
+    for route, operation in operations(server):
+        if operation is None or route.path.startswith(changing) or "probe" in route.path:
+            continue
+        name = next(iter(re.findall(r"\{(\w+)", route.path)), "")
+        for one in ids.get(name, ["odd"]):
+            path = re.sub(r"\{[^}]*\}", one, route.path)
+            own = await answers(server, path)
+            with monkeypatch.context() as patched:
+                handler = AsyncExitStackMiddleware(request_response(route.get_route_handler()))
+                patched.setattr(route, "app", handler)
+                assert await answers(server, path) == own, path
+            statuses |= {status for status, _, _ in own}
+    assert statuses >= {200, 404, 422}
