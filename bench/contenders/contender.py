@@ -60,6 +60,12 @@ class Pace:
         """Pause between the last event and the end, so that runs do not all end at once."""
         return int(run * 1e9 / ENDINGS_PER_SECOND)
 
+    def text(self, run: int) -> str:
+        """Return the message by which a run of ``bench.server`` gets its pace."""
+        return (
+            f"{self.events} {self.per_second} {self.phase_ns(run)} {self.pause_ns(run)} {self.gate}"
+        )
+
 
 class Server(ABC):
     """A running server. ``pids`` are its processes, without those of its stores."""

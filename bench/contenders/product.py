@@ -51,15 +51,7 @@ class ReattachServer(Server):
         return self.listed_runs(1)[0]
 
     def paced(self, pace: Pace) -> list[Stream]:
-        return [
-            self.stream(
-                "paced",
-                f"{pace.events} {pace.per_second} {pace.phase_ns(run)} {pace.pause_ns(run)} "
-                f"{pace.gate}",
-                pace.events,
-            )
-            for run in range(pace.runs)
-        ]
+        return [self.stream("paced", pace.text(run), pace.events) for run in range(pace.runs)]
 
     def silent(self, runs: int) -> list[Stream]:
         streams = [self.stream("silent", "x", 0) for _ in range(runs)]
@@ -116,10 +108,14 @@ class ReattachServer(Server):
 
     def conversation(self, model: str) -> str:
         """Create a conversation of the agent with this model."""
+        return self._made(f"/v1/conversations/?agent_id={self.agent(model)}", {})
+
+    def agent(self, model: str) -> str:
+        """Return the agent with this model, which is created when it is first asked for."""
         if model not in self._agents:
             body = {"name": model, "model": f"function/{model}"}
             self._agents[model] = self._made("/v1/agents/", body)
-        return self._made(f"/v1/conversations/?agent_id={self._agents[model]}", {})
+        return self._agents[model]
 
     def _made(self, path: str, body: object) -> str:
         answer = json.loads(asked(self.port, Request.of("POST", path, body)))

@@ -1,7 +1,8 @@
 """The cost of dialects: CPU of a live event and of a replayed one, in one process in turn.
 
 The log is in memory and nothing is sent, so the figures are those of reading, translating and
-framing an event; sockets and stores cost every dialect the same.
+framing an event. The frames of the Letta dialect are those of the log, which its writer has
+encoded; ``sockets`` measures the whole way of a live event.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from typing import Final
 
 import uvloop
 
+from bench.dialects import sockets
 from bench.options import Options
 from reattach.domain.events import Event, Output, Place, RunStatus, Stopped, StopReason, Usage
 from reattach.domain.ids import (
@@ -194,4 +196,6 @@ def main(options: Options) -> None:
     count = QUICK_EVENT_COUNT if options.quick else EVENT_COUNT
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         found = runner.run(_rounds(count, options.times(ROUNDS)))
+    over_a_socket = sockets.measured([*found], options)
+    found = {name: {**figures, **over_a_socket[name]} for name, figures in found.items()}
     print(f"\n{table_of(found)}")

@@ -56,8 +56,8 @@ class Tail:
     Listeners are called immediately, or by ``notifier`` if there is one.
     """
 
-    __slots__ = ("_base", "_buffer", "_ends", "_latest", "_listeners", "_notifier", "closed",
-                 "failure", "first_seq")  # fmt: skip
+    __slots__ = ("_base", "_buffer", "_ends", "_latest", "_listeners", "closed",
+                 "failure", "first_seq", "notifier")  # fmt: skip
 
     def __init__(self, first_seq: Seq = FIRST_SEQ, notifier: Notifier | None = None) -> None:
         self.first_seq = first_seq
@@ -67,14 +67,14 @@ class Tail:
         self._ends = array("Q")
         self._base = 0
         """The bytes trimmed so far. ``_ends`` count from before the trim."""
-        self._notifier = notifier
+        self.notifier = notifier
         self._latest: Slice | None = None
         """The cached answer of ``latest``, valid until the tail changes."""
         self._listeners: dict[Listener, None] = {}
 
     def replacement(self, first_seq: Seq) -> "Tail":
         """Return an empty tail that begins at ``first_seq`` and has the same notifier."""
-        return Tail(first_seq, self._notifier)
+        return Tail(first_seq, self.notifier)
 
     @property
     def last_seq(self) -> Seq:
@@ -231,12 +231,12 @@ class Tail:
     def unsubscribe(self, listener: Listener) -> None:
         """Stop calling ``listener``, including a notification that is queued."""
         self._listeners.pop(listener, None)
-        if self._notifier is not None:
-            self._notifier.discard(listener)
+        if self.notifier is not None:
+            self.notifier.discard(listener)
 
     def _notify_listeners(self) -> None:
-        if self._notifier is not None:
-            self._notifier.enqueue(self._listeners)
+        if self.notifier is not None:
+            self.notifier.enqueue(self._listeners)
             return
         for listener in tuple(self._listeners):
             listener()

@@ -3,17 +3,17 @@
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-import msgspec
-
 from reattach.domain.events import Event, Output
 from reattach.domain.ids import Seq
 from reattach.domain.messages import ReasoningPart, TextPart
-from reattach.wire.letta import decode, encode
-
-_text: Final = msgspec.json.Decoder(str).decode
+from reattach.wire.letta import SEQ_MEMBER, decode, encode
+from reattach.wire.template import EMPTY_TEXT, around, decode_text
 
 _Piece = type[TextPart] | type[ReasoningPart]
 _MEMBERS: Final[dict[_Piece, bytes]] = {TextPart: b'"content":', ReasoningPart: b'"reasoning":'}
+
+_NO_FRAME: Final = b"\n"
+"""The beginning of no frame."""
 
 
 class Decoder:
@@ -27,42 +27,46 @@ class Decoder:
         self._run_id = run_id
         self._newest: Output | None = None
         self._piece: _Piece = TextPart
-        self._before_seq = self._before_text = self._after_text = b""
+        self._before_seq = _NO_FRAME
+        self._before_text = self._after_text = b""
 
     def events(self, frames: Iterable[bytes]) -> Iterator[Event]:
         """Yield the events of the frames, which follow those of the previous call."""
         for frame in frames:
-            event: Event | None = self._continuation(frame)
-            if event is None:
-                event = decode(frame)
-                self._prepare(event)
-            yield event
+            text = self.piece(frame)
+            if text is None:
+                yield self.event(frame)
+            else:
+                assert self._newest is not None
+                yield Output(self._newest.place, (self._piece(decode_text(text)),))
 
-    def _continuation(self, frame: bytes) -> Output | None:
-        """Return the event if it continues the part of the previous one, or else None."""
-        if (
-            self._newest is None
-            or not frame.startswith(self._before_seq)
-            or not frame.endswith(self._after_text)
-        ):
+    def piece(self, frame: bytes) -> bytes | None:
+        """Return the text, as JSON, of a frame that continues the newest event's part.
+
+        None for all other frames, which ``event`` decodes. A piece of reasoning has no signature.
+        """
+        if not frame.startswith(self._before_seq) or not frame.endswith(self._after_text):
             return None
-        after_seq = frame.find(self._before_text, len(self._before_seq))
-        if not frame[len(self._before_seq) : after_seq].isdigit():
+        begin = len(self._before_seq)
+        end = frame.find(self._before_text, begin)
+        if not frame[begin:end].isdigit():
             return None
-        text = frame[after_seq + len(self._before_text) : -len(self._after_text)]
-        return Output(self._newest.place, (self._piece(_text(text)),))
+        return frame[end + len(self._before_text) : -len(self._after_text)]
+
+    def event(self, frame: bytes) -> Event:
+        """Return the event of the next frame."""
+        event = decode(frame)
+        self._prepare(event)
+        return event
 
     def _prepare(self, event: Event) -> None:
-        self._newest = None
+        self._newest, self._before_seq = None, _NO_FRAME
         piece = type(event.parts[0]) if isinstance(event, Output) else None
         if piece is not TextPart and piece is not ReasoningPart:
             return
         assert isinstance(event, Output)
         self._newest, self._piece = event, piece
         frame = encode(Output(event.place, (piece(""),)), Seq(0), self._run_id)
-        before, name, after = frame.partition(b'"seq_id":')  # Quotes in a text are escaped.
-        self._before_seq = before + name
-        member = _MEMBERS[piece]
-        before, name, after = after.removeprefix(b"0").partition(member)
-        self._before_text = before + name
-        self._after_text = after.removeprefix(b'""')
+        self._before_seq, self._before_text, self._after_text = around(
+            frame, (SEQ_MEMBER, b"0"), (_MEMBERS[piece], EMPTY_TEXT)
+        )

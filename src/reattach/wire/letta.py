@@ -7,7 +7,7 @@ are added to every event.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -36,6 +36,7 @@ from reattach.domain.messages import (
     awaits_approval,
 )
 from reattach.wire.sse import data_frame, error_frame, frame_data
+from reattach.wire.template import EMPTY_TEXT, around
 
 Json = dict[str, Any]
 
@@ -56,6 +57,9 @@ MessageType = Literal[
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
+
+SEQ_MEMBER: Final = b'"seq_id":'
+"""The name of the member with the seq in every frame of a log."""
 
 
 def encode(event: Event, seq: Seq, run_id: str) -> bytes:
@@ -91,9 +95,9 @@ class Encoder:
 
     def _prepare(self, place: Place) -> None:
         frame = encode(Output(place, (TextPart(""),)), Seq(0), self._run_id)
-        before, name, after = frame.partition(b'"seq_id":')  # Quotes in a text are escaped.
-        self._before_seq = before + name
-        self._before_text = after.removeprefix(b"0").removesuffix(b'""}\n\n')
+        self._before_seq, self._before_text, _ = around(
+            frame, (SEQ_MEMBER, b"0"), (b'"content":', EMPTY_TEXT)
+        )
         self._place = place
 
 

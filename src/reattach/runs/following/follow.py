@@ -20,6 +20,7 @@ from reattach.domain.limits import (
     TOKEN_EXPIRING_SECONDS,
 )
 from reattach.log.base import Log, Slice, Tail, View
+from reattach.log.notifier import Notifier
 from reattach.records.base import Target
 from reattach.runs.following.lag import LagMeter
 
@@ -280,6 +281,11 @@ class Following:
     def failure(self) -> ReattachError | None:
         """The reason why the log cannot be followed any longer, or None."""
         return self._tail.failure
+
+    @property
+    def notifier(self) -> Notifier | None:
+        """The queue in which the readers of the log are notified; None: they are called at once."""
+        return self._tail.notifier
 
 
 def _ignore_wake() -> None:

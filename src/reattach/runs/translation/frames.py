@@ -1,7 +1,5 @@
 """The step from the frames of a log to those of a dialect."""
 
-from collections.abc import Sequence
-
 from reattach.domain.ids import Seq
 from reattach.log.base import Slice
 from reattach.wire.decoder import Decoder
@@ -41,13 +39,13 @@ class Translator:
     def translate(self, piece: Slice) -> list[bytes]:
         """Return the frames that the next events of the log add."""
         assert piece.first_seq == self.seq + 1, f"There is a gap after event {self.seq}."
-        frames = self._translate(split_frames(piece.frames))
-        self.seq = piece.last_seq
-        return frames
-
-    def _translate(self, logged: Sequence[bytes]) -> list[bytes]:
         frames = self.begin()
-        add = self._fold.add
-        for event in self._decoder.events(logged):
-            frames.extend(add(event))
+        fold, decoder = self._fold, self._decoder
+        for frame in split_frames(piece.frames):
+            text = decoder.piece(frame)
+            if text is None:
+                frames.extend(fold.add(decoder.event(frame)))
+            elif further := fold.add_piece(text):
+                frames.append(further)
+        self.seq = piece.last_seq
         return frames

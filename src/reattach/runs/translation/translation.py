@@ -14,7 +14,6 @@ from reattach.domain.errors.stores import EventsLostError, LogDamagedError
 from reattach.domain.ids import FIRST_SEQ, Seq
 from reattach.domain.limits import REPLAY_SLICE_BYTES, REPLAY_SLICE_EVENTS, TRANSLATION_BYTES
 from reattach.log.base import Slice, Tail
-from reattach.log.notifier import Notifier
 from reattach.records.base import Target
 from reattach.runs.following.follow import Following, Watch
 from reattach.runs.translation.frames import Translator
@@ -45,10 +44,9 @@ class Translation:
         make: Callable[[], Translator],
         follow: Follow,
         watch: Watch,
-        notifier: Notifier,
     ) -> None:
         self.target = target
-        self.tail = Tail(notifier=notifier)
+        self.tail = Tail()
         self.users = 0
         """The readers, and those that are about to become one."""
         self._make = make
@@ -90,6 +88,7 @@ class Translation:
                 self._translator = self._make()
             source = await self._follow(self.target, self._translator.seq)
             self._source = source
+            self.tail.notifier = source.notifier  # One queue for readers of all forms.
             self._watch.add(source, pings=False)
             self._extend(self._translator.begin())
             try:

@@ -10,7 +10,6 @@ from typing import Protocol
 from reattach.domain.ids import RunId, Seq
 from reattach.domain.limits import REPLAY_SLICE_EVENTS, TRANSLATIONS_BYTES
 from reattach.log.base import Slice
-from reattach.log.notifier import Notifier
 from reattach.records.base import Target
 from reattach.runs.following.follow import Following, Watch, remainder_of
 from reattach.runs.translation.frames import Translator
@@ -38,7 +37,6 @@ class Translations:
     ) -> None:
         self._follow = follow
         self._watch = watch
-        self._notifier: Notifier | None = None
         self._max_bytes = max_bytes
         self._kept: OrderedDict[tuple[RunId, str], Translation] = OrderedDict()
         """The least recently used first."""
@@ -114,9 +112,7 @@ class Translations:
         if translation is None:
             make = partial(Translator, dialect, facts)
             follow = partial(self._follow, prefetches=False)
-            translation = self._kept[key] = Translation(
-                target, make, follow, self._watch, self._notify()
-            )
+            translation = self._kept[key] = Translation(target, make, follow, self._watch)
         self._kept.move_to_end(key)
         translation.users += 1
         try:
@@ -126,11 +122,6 @@ class Translations:
             if not translation.users:
                 await asyncio.shield(translation.close())
             self._evict()
-
-    def _notify(self) -> Notifier:
-        if self._notifier is None:  # It needs the event loop.
-            self._notifier = Notifier()
-        return self._notifier
 
     def _evict(self) -> None:
         """Drop the least recently used translations beyond the bound, except those in use."""

@@ -42,6 +42,7 @@ from reattach.wire.dialects.ag_ui_messages import (
 )
 from reattach.wire.dialects.dialect import RunFacts
 from reattach.wire.sse import data_frame
+from reattach.wire.template import EMPTY_TEXT, around
 
 _encode = msgspec.json.Encoder().encode
 
@@ -56,6 +57,7 @@ DENIED: Final = "deniedCalls"
 ids. The log has no event for them."""
 
 PROTOCOL_VERSION: Final = "1.0"
+_DELTA: Final = b'"delta":'
 _COMPACTION: Final = "reattach.compaction"
 _UNKNOWN: Final = Failed("internal_error", "The answer failed.", None)
 _CUT_SHORT: Final = frozenset({StopReason.CANCELLED, StopReason.MAX_TOKENS})
@@ -127,6 +129,13 @@ class _Text:
     is_reasoning: bool
     id: str
     signature: str = ""
+    around: Sequence[bytes] = ()
+    """The bytes around the text of the frames of its pieces, once there are two."""
+
+    def delta(self, piece: str) -> bytes:
+        """Return the frame of a piece."""
+        kind = "REASONING_MESSAGE_CONTENT" if self.is_reasoning else "TEXT_MESSAGE_CONTENT"
+        return event_frame(kind, {"messageId": self.id, "delta": piece})
 
 
 @dataclass(slots=True)
@@ -180,6 +189,16 @@ class AgUiFold:
             case _:
                 pass
         return []
+
+    def add_piece(self, text: bytes) -> bytes:
+        open_text = self._text
+        assert open_text is not None, "The newest event is a piece of a text."
+        if text == EMPTY_TEXT:
+            return b""
+        if not open_text.around:
+            open_text.around = around(open_text.delta(""), (_DELTA, EMPTY_TEXT))
+        before, after = open_text.around
+        return b"%b%b%b" % (before, text, after)
 
     def _begin_step(self, step_id: str) -> Iterator[bytes]:
         if step_id == self._step:
@@ -250,8 +269,7 @@ class AgUiFold:
         text = self._text
         if text is None or not piece:  # Clients before 1.0 refuse empty pieces.
             return
-        kind = "REASONING_MESSAGE_CONTENT" if text.is_reasoning else "TEXT_MESSAGE_CONTENT"
-        yield event_frame(kind, {"messageId": text.id, "delta": piece})
+        yield text.delta(piece)
 
     def _close_text(self) -> Iterator[bytes]:
         text, self._text = self._text, None

@@ -21,6 +21,7 @@ from reattach.domain.messages import (
 )
 from reattach.wire.dialects.dialect import RunFacts
 from reattach.wire.sse import DONE, data_frame
+from reattach.wire.template import EMPTY_TEXT, around
 
 Json = dict[str, Any]
 
@@ -33,6 +34,9 @@ FINISH_REASONS: Final = {
 
 SEPARATOR: Final = "\n\n"
 """Between two texts of one answer."""
+
+_CONTENT: Final = "content"
+_REASONING: Final = "reasoning_content"
 
 _FOLD_BYTES: Final = 1_000
 _CALL_BYTES: Final = 300
@@ -63,6 +67,10 @@ class ChatFold:
         self._includes_usage = includes_usage
         self._head = {**head_of(facts), "object": "chat.completion.chunk"}
         self._text_place: tuple[str, int] | None = None
+        self._piece_member = _CONTENT
+        """The member of a chunk that has the newest piece."""
+        self._around: dict[str, Sequence[bytes]] = {}
+        """The bytes around the text of the chunks of further pieces, by that member."""
         self._calls: dict[str, int] = {}
         """The ids of the calls of the client's tools, with their indexes."""
         self._waits_for: dict[str, str] = {}
@@ -95,15 +103,26 @@ class ChatFold:
                 pass
         return []
 
+    def add_piece(self, text: bytes) -> bytes:
+        member = self._piece_member
+        if member is not _CONTENT and text == EMPTY_TEXT:
+            return b""
+        if member not in self._around:
+            name = b'"%b":' % member.encode()
+            self._around[member] = around(self._chunk({member: ""}), (name, EMPTY_TEXT))
+        before, after = self._around[member]
+        return b"%b%b%b" % (before, text, after)
+
     def deltas(self, place: tuple[str, int], part: object) -> list[Json]:
         """Return what a part, or a fragment of one, adds to the message."""
         match part:
             case TextPart(text):
                 is_next = self._text_place not in (None, place)
-                self._text_place = place
-                return [{"content": SEPARATOR + text if is_next else text}]
+                self._text_place, self._piece_member = place, _CONTENT
+                return [{_CONTENT: SEPARATOR + text if is_next else text}]
             case ReasoningPart(text):
-                return [{"reasoning_content": text}] if text else []
+                self._piece_member = _REASONING
+                return [{_REASONING: text}] if text else []
             case ToolCallPart() | ToolCallDelta() if awaits_approval(part):
                 return self._call(part)
         return []
@@ -171,8 +190,8 @@ def completion(
     deltas += fold.last_deltas()
     calls = [_whole_call(call) for delta in deltas for call in delta.get("tool_calls", ())]
     message: Json = {"role": "assistant", "content": _joined(deltas, "content"), "refusal": None}
-    if reasoning := _joined(deltas, "reasoning_content"):
-        message["reasoning_content"] = reasoning
+    if reasoning := _joined(deltas, _REASONING):
+        message[_REASONING] = reasoning
     if calls:
         message |= {"content": message["content"] or None, "tool_calls": calls}
     choice = {

@@ -49,6 +49,14 @@ class Fold(Protocol):
         the usage.
         """
 
+    def add_piece(self, text: bytes) -> bytes:
+        """Return the frame that a further piece of the newest event's text adds; b"" for none.
+
+        The effect is that of ``add`` with an event at the same place, whose text is ``text`` as
+        JSON. Most pieces come this way, because a frame can be made around the JSON as it is. The
+        newest event is a piece of text or of reasoning; the further one has no signature.
+        """
+
 
 class Dialect(Protocol):
     """A protocol for reading runs. It has no state of its own."""

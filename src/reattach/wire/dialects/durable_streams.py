@@ -6,7 +6,6 @@ An offset is the number of events before it, padded so that offsets sort as text
 
 import re
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Final, Protocol
 
 import msgspec
@@ -27,6 +26,8 @@ _OFFSET: Final = re.compile(rf"[0-9]{{{OFFSET_DIGITS}}}")
 _NAME: Final = b"event: error\n"
 _BETWEEN: Final = b"\n\ndata: "
 _FIRST: Final = len(b"data: ")
+
+_encode: Final = msgspec.json.Encoder().encode
 
 
 def offset_text(seq: Seq) -> str:
@@ -104,20 +105,12 @@ class JsonContent:
 EVENTS: Final = JsonContent()
 
 
-class _Control(msgspec.Struct, rename="camel", omit_defaults=True):
-    stream_next_offset: str
-    stream_cursor: str | None = None
-    up_to_date: bool = False
-    stream_closed: bool = False
-
-
 def data_event(content: Content, frames: bytes) -> bytes:
     """Return the event with the messages of joined frames. A control event must follow."""
-    lines = b"".join(b"data:%b\n" % line for line in content.lines(frames))
+    lines = b"".join([b"data:%b\n" % line for line in content.lines(frames)])
     return b"event: data\n%b\n" % lines
 
 
-@lru_cache(maxsize=64)  # Readers of one event get the same.
 def control_event(
     next_: Seq, *, cursor: str | None = None, up_to_date: bool = False, closed: bool = False
 ) -> bytes:
@@ -125,5 +118,11 @@ def control_event(
 
     ``up_to_date``: it has all events there are; ``closed``: none will follow.
     """
-    control = _Control(offset_text(next_), None if closed else cursor, up_to_date, closed)
-    return b"event: control\ndata:%b\n\n" % msgspec.json.encode(control)
+    shown = b"" if cursor is None or closed else b',"streamCursor":%b' % _encode(cursor)
+    return b'event: control\ndata:{"streamNextOffset":"%0*d"%b%b%b}\n\n' % (
+        OFFSET_DIGITS,
+        next_,
+        shown,
+        b',"upToDate":true' if up_to_date else b"",
+        b',"streamClosed":true' if closed else b"",
+    )

@@ -40,8 +40,12 @@ from reattach.wire.dialects.openai_items import (
     response_object,
     text_part,
 )
+from reattach.wire.template import EMPTY_TEXT, around, decode_text
 
 _encode = msgspec.json.Encoder().encode
+
+_NUMBER: Final = b'"sequence_number":'
+_DELTA: Final = b'"delta":'
 
 _UNKNOWN: Final = Failed("internal_error", "The answer failed.", None)
 _CUT_SHORT: Final = frozenset({Reason.CANCELLED, Reason.MAX_TOKENS})
@@ -70,6 +74,8 @@ class _Text:
     is_reasoning: bool
     pieces: list[str] = field(default_factory=list)
     signature: str | None = None
+    around: Sequence[bytes] = ()
+    """The bytes around the number and the text of the frames of its pieces, once there are two."""
 
     @property
     def position(self) -> Json:
@@ -77,6 +83,13 @@ class _Text:
 
     def part(self, text: str) -> Json:
         return {"type": "reasoning_text", "text": text} if self.is_reasoning else text_part(text)
+
+    def delta(self, piece: str) -> tuple[str, Json]:
+        """Return the kind and the members of the frame of a piece."""
+        members = {**self.position, "delta": piece}
+        if self.is_reasoning:
+            return "reasoning_text.delta", members
+        return "output_text.delta", {**members, "logprobs": []}
 
     def item(self, status: str) -> Json:
         text = "".join(self.pieces)
@@ -184,11 +197,26 @@ class ResponseFold:
                 pass
         return []
 
-    def _frame(self, kind: str, members: Json) -> bytes:
-        name = f"response.{kind}"
-        body = {"type": name, "sequence_number": self._number, **members}
+    def add_piece(self, text: bytes) -> bytes:
+        open_text = self._text
+        assert open_text is not None, "The newest event is a piece of a text."
+        piece = decode_text(text)
+        if not piece:
+            return b""
+        self.size_bytes += len(piece)
+        open_text.pieces.append(piece)
+        if not open_text.around:
+            frame = _frame_of(0, *open_text.delta(""))
+            open_text.around = around(frame, (_NUMBER, b"0"), (_DELTA, EMPTY_TEXT))
+        number = self._number
         self._number += 1
-        return b"event: %b\ndata: %b\n\n" % (name.encode(), _encode(body))
+        before_number, before_text, after_text = open_text.around
+        return b"%b%d%b%b%b" % (before_number, number, before_text, text, after_text)
+
+    def _frame(self, kind: str, members: Json) -> bytes:
+        number = self._number
+        self._number += 1
+        return _frame_of(number, kind, members)
 
     def _output(self, place: Place, part: object) -> Iterator[bytes]:
         self.size_bytes += part_chars(part)
@@ -258,9 +286,7 @@ class ResponseFold:
         text = self._text
         assert text is not None
         text.pieces.append(piece)
-        if text.is_reasoning:
-            return self._frame("reasoning_text.delta", {**text.position, "delta": piece})
-        return self._frame("output_text.delta", {**text.position, "delta": piece, "logprobs": []})
+        return self._frame(*text.delta(piece))
 
     def _close_text(self, status: str) -> Iterator[bytes]:
         text, self._text = self._text, None
@@ -374,3 +400,9 @@ class ResponseFold:
             return None
         is_failed = reason.run_status is RunStatus.FAILED and reason not in _COMPLETE
         return self._failed or (_UNKNOWN if is_failed else None)
+
+
+def _frame_of(number: int, kind: str, members: Json) -> bytes:
+    name = f"response.{kind}"
+    body = {"type": name, "sequence_number": number, **members}
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), _encode(body))

@@ -33,6 +33,7 @@ from reattach.domain.messages import (
 )
 from reattach.wire.dialects.dialect import RunFacts
 from reattach.wire.sse import DONE, data_frame
+from reattach.wire.template import EMPTY_TEXT, around
 
 Chunk = dict[str, Any]
 
@@ -43,6 +44,7 @@ HEADERS: Final = ((b"x-vercel-ai-ui-message-stream", b"v1"),)
 COMPACTION: Final = "data-reattach-compaction"
 """The type of the part that says that older messages are, or were, summarised."""
 
+_DELTA: Final = b'"delta":'
 _UNFINISHED: Final = "The run ended before this tool returned."
 _FAILED: Final = "The answer failed."
 
@@ -131,6 +133,8 @@ class UiMessageFold:
         self._step_id: str | None = None
         self._text: tuple[str, str] | None = None
         """The kind and the id of the text or the reasoning that is being produced."""
+        self._around: Sequence[bytes] = ()
+        """The bytes around the text of the frames of its pieces, once there are two."""
         self._signature = ""
         self._calls: dict[str, _Call] = {}
         """The calls whose arguments are being produced."""
@@ -150,6 +154,17 @@ class UiMessageFold:
 
     def add(self, event: Event) -> list[bytes]:
         return [data_frame(_encode(chunk)) for chunk in self.chunks(event)]
+
+    def add_piece(self, text: bytes) -> bytes:
+        self.seq += 1
+        if text == EMPTY_TEXT:
+            return b""
+        if not self._around:
+            assert self._text is not None, "The newest event is a piece of a text."
+            frame = chunk_frame(_text_delta(*self._text, ""))
+            self._around = around(frame, (_DELTA, EMPTY_TEXT))
+        before, after = self._around
+        return b"%b%b%b" % (before, text, after)
 
     # Chunks.
 
@@ -228,10 +243,10 @@ class UiMessageFold:
         if part != self._text:
             yield from self._close()
             yield from self._step(place)
-            self._text = part
+            self._text, self._around = part, ()
             yield {"type": f"{kind}-start", "id": part[1]}
         if text:
-            yield {"type": f"{kind}-delta", "id": part[1], "delta": text}
+            yield _text_delta(*part, text)
 
     def _close(self) -> Iterator[Chunk]:
         """Complete the text, and the arguments of all calls."""
@@ -389,6 +404,10 @@ def returned_chunk(part: ToolReturnPart, *, is_clients: bool) -> Chunk:
 def chunk_frame(chunk: Chunk) -> bytes:
     """Return the frame of a chunk."""
     return data_frame(_encode(chunk))
+
+
+def _text_delta(kind: str, part_id: str, text: str) -> Chunk:
+    return {"type": f"{kind}-delta", "id": part_id, "delta": text}
 
 
 def _input_delta(call_id: str, text: str) -> Chunk:
