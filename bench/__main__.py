@@ -29,7 +29,7 @@ from bench.faults import chaos, handover, repeated, siege
 from bench.measuring.load import CACHE, program
 from bench.measuring.results import Chapter, write
 from bench.options import Options
-from bench.requests import reads
+from bench.requests import reads, sends
 from bench.telemetry import tracing
 
 CHAPTERS: Mapping[str, tuple[str, Callable[[Options], Chapter]]] = {
@@ -43,6 +43,7 @@ CHAPTERS: Mapping[str, tuple[str, Callable[[Options], Chapter]]] = {
     "watching": ("metrics off, on, and asked for everything all the time: CPU", watching.main),
     "tracing": ("traces off and on, of live events, sends and resumes: CPU", tracing.main),
     "reads": ("one GET of an object, a list, the metrics, with few and many kept: CPU", reads.main),
+    "sends": ("a send, from its request to its settled run: CPU, first event", sends.main),
     "growth": ("costs against events, runs and readers; sizes after retention", growth.main),
 }
 """Benchmarks that write a chapter of the results. ``--quick`` applies to these."""
@@ -152,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--against", action="append", default=[], metavar="FOLDER",
-        help="another checkout of this project to compare with in replay, live and idle; "
+        help="another checkout of this project to compare with in replay, live, idle and sends; "
         "may be repeated",
     )  # fmt: skip
     parser.add_argument(

@@ -14,7 +14,7 @@ from reattach.domain.errors import StartupError, StoreUnavailableError
 from reattach.domain.ids import DEFAULT_TENANT
 from reattach.records.database import schema, sqlite
 from reattach.records.database.database import Database
-from reattach.records.database.prepared import PreparedQuery
+from reattach.records.database.prepared import PreparedStatement
 from reattach.records.database.sqlite import Durability
 from reattach.records.database.transactions import Transactions
 from reattach.records.records import Records
@@ -168,18 +168,19 @@ async def test_several_processes_can_open_one_new_file_at_once(path: Path) -> No
 class Locked:
     """A connection to a file that another process has locked."""
 
+    def __init__(self, connection: Connection) -> None:
+        self.dialect = connection.dialect
+        self.connection = self.dbapi_connection = self
+
     def execute(self, *_: object) -> None:
         raise sqlite3.OperationalError("database is locked")
 
-    def close(self) -> None:
-        pass
 
-
-async def test_a_prepared_query_on_a_locked_file_runs_in_a_thread(
+async def test_a_prepared_statement_on_a_locked_file_runs_in_a_thread(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    query = PreparedQuery(select(literal("found").label("it")))
-    assert await database.run_prepared(query) == [["found"]]
+    statement = PreparedStatement(select(literal("found").label("it")))
+    assert await database.run_prepared(statement) == [["found"]]
     visits = []
     visit = Transactions.visit
 
@@ -188,8 +189,13 @@ async def test_a_prepared_query_on_a_locked_file_runs_in_a_thread(
         return await visit(self, work)
 
     monkeypatch.setattr(Transactions, "visit", counted)
-    assert await database.run_prepared(query) == [["found"]]
+    assert await database.run_prepared(statement) == [["found"]]
+    assert await database.in_short_read(statement.rows, {}) == [["found"]]
     assert visits == []
-    monkeypatch.setattr(database, "_prepared_connection", Locked())
-    assert await database.run_prepared(query) == [["found"]]
-    assert len(visits) == 1
+    loop_connection = database._loop_connection
+    assert loop_connection is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "_loop_connection", Locked(loop_connection))
+        assert await database.run_prepared(statement) == [["found"]]
+        assert await database.in_short_read(statement.rows, {}) == [["found"]]
+    assert len(visits) == 2

@@ -1,13 +1,12 @@
 """Agents, with their blocks and tags."""
 
 import builtins
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any, Final, Literal
 
 from sqlalchemy import (
     Connection,
-    RowMapping,
     Select,
     bindparam,
     delete,
@@ -26,6 +25,7 @@ from reattach.records.audit_log import Action, note
 from reattach.records.base import Actor, Agent, Page, Thread
 from reattach.records.blocks import attach_blocks, blocks_of, insert_blocks
 from reattach.records.database import schema
+from reattach.records.database.prepared import PreparedStatement, Row
 from reattach.records.paging import SortOrder, page_of
 from reattach.records.repository import Repository
 from reattach.records.tokens.tokens import revoke_of_agent
@@ -34,11 +34,11 @@ _COLUMNS = tuple(field.name for field in fields(Agent) if field.name in schema.a
 _FIXED = frozenset({"id", "created_at", "blocks"})
 
 _tags: Final = schema.agent_tags
-_TAGS: Final = (
-    select(_tags.c.agent_id, _tags.c.tag)
-    .where(_tags.c.agent_id.in_(bindparam("agent_ids", expanding=True)))
-    .order_by(_tags.c.agent_id, _tags.c.position)
+_all_tags: Final = select(_tags.c.agent_id, _tags.c.tag).order_by(
+    _tags.c.agent_id, _tags.c.position
 )
+_TAGS: Final = _all_tags.where(_tags.c.agent_id.in_(bindparam("agent_ids", expanding=True)))
+_TAGS_OF_ONE: Final = PreparedStatement(_all_tags.where(_tags.c.agent_id == bindparam("agent_id")))
 
 AgentOrder = Literal["created_at", "updated_at", "last_run_completion"]
 
@@ -80,7 +80,7 @@ class Agents(Repository):
         return await self._database.in_write(create)
 
     async def get(self, tenant: TenantId, agent_id: AgentId) -> Agent:
-        return await self._database.in_read(agent_of, tenant, agent_id)
+        return await self._database.in_short_read(agent_of, tenant, agent_id)
 
     async def list(
         self,
@@ -195,7 +195,7 @@ def agent_of(connection: Connection, tenant: TenantId, agent_id: AgentId) -> Age
     return agents_of(connection, [row])[0]
 
 
-def agents_of(connection: Connection, rows: Sequence[RowMapping]) -> list[Agent]:
+def agents_of(connection: Connection, rows: Sequence[Row]) -> list[Agent]:
     """Return the agents of the rows, with one query for all tags and one for all blocks."""
     if not rows:
         return []
@@ -203,13 +203,18 @@ def agents_of(connection: Connection, rows: Sequence[RowMapping]) -> list[Agent]
     agent_ids = [agent.id for agent in agents]
     blocks = blocks_of(connection, schema.agent_blocks.c.agent_id, agent_ids)
     tags: dict[AgentId, list[str]] = {agent_id: [] for agent_id in agent_ids}
-    found = connection.execute(_TAGS, {"agent_ids": agent_ids})
-    for agent_id, tag in found:
+    for agent_id, tag in _tags_of(connection, agent_ids):
         tags[agent_id].append(tag)
     return [
         replace(agent, tags=tuple(tags[agent.id]), blocks=blocks.get(agent.id, ()))
         for agent in agents
     ]
+
+
+def _tags_of(connection: Connection, agent_ids: Sequence[AgentId]) -> Iterable[Sequence[Any]]:
+    if len(agent_ids) == 1:
+        return _TAGS_OF_ONE.rows(connection, {"agent_id": agent_ids[0]})
+    return connection.execute(_TAGS, {"agent_ids": agent_ids})
 
 
 def _set_tags(connection: Connection, agent_id: AgentId, tags: Sequence[str]) -> None:

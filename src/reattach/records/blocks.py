@@ -1,14 +1,13 @@
 """Memory blocks and the agents that they are attached to."""
 
 import builtins
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import Final, TypeVar
 
 from sqlalchemy import (
     Column,
     Connection,
-    RowMapping,
     bindparam,
     delete,
     func,
@@ -22,6 +21,7 @@ from reattach.domain.ids import AgentId, BlockId, TenantId
 from reattach.records import lookup
 from reattach.records.base import Block, Page
 from reattach.records.database import schema
+from reattach.records.database.prepared import PreparedStatement, Row
 from reattach.records.paging import SortOrder, page_of
 from reattach.records.repository import Repository
 
@@ -30,12 +30,19 @@ _FIXED = frozenset({"id", "created_at"})
 
 _Owner = TypeVar("_Owner", bound=str)
 
-_OF_OWNERS: Final = {
+_OF_ALL: Final = {
     owner: select(owner, schema.blocks)
     .join(schema.blocks, schema.blocks.c.id == owner.table.c.block_id)
-    .where(owner.in_(bindparam("owner_ids", expanding=True)))
     .order_by(owner, owner.table.c.position)
     for owner in (schema.agent_blocks.c.agent_id, schema.conversation_blocks.c.conversation_id)
+}
+_OF_OWNERS: Final = {
+    owner: rows.where(owner.in_(bindparam("owner_ids", expanding=True)))
+    for owner, rows in _OF_ALL.items()
+}
+_OF_ONE: Final = {
+    owner: PreparedStatement(rows.where(owner == bindparam("owner_id")))
+    for owner, rows in _OF_ALL.items()
 }
 
 
@@ -157,7 +164,7 @@ def _get(connection: Connection, tenant: TenantId, block_id: BlockId) -> Block:
     return block_of(lookup.require(connection, schema.blocks, tenant, block_id))
 
 
-def block_of(row: RowMapping) -> Block:
+def block_of(row: Row) -> Block:
     return Block(**{name: row[name] for name in _FIELDS})
 
 
@@ -202,10 +209,14 @@ def blocks_of(
 
     ``owner`` is the owner's column in the table that assigns blocks to owners.
     """
-    rows = connection.execute(_OF_OWNERS[owner], {"owner_ids": owner_ids})
+    rows: Iterable[Row]
+    if len(owner_ids) == 1:
+        rows = _OF_ONE[owner].mappings(connection, {"owner_id": owner_ids[0]})
+    else:
+        rows = connection.execute(_OF_OWNERS[owner], {"owner_ids": owner_ids}).mappings()
     found: dict[_Owner, tuple[Block, ...]] = {}
-    for row in rows.mappings():
-        owner_id = row[owner]
+    for row in rows:
+        owner_id = row[owner.name]
         found[owner_id] = (*found.get(owner_id, ()), block_of(row))
     return found
 

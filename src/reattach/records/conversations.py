@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, RowMapping, case, exists, insert, or_, select, update
+from sqlalchemy import Connection, case, exists, insert, or_, select, update
 
 from reattach.domain.context import ids_in_context
 from reattach.domain.errors import NotFoundError
@@ -25,6 +25,7 @@ from reattach.records.audit_log import Action, note
 from reattach.records.base import Actor, Agent, Block, Conversation, Page, Thread
 from reattach.records.blocks import blocks_of, insert_blocks
 from reattach.records.database import schema
+from reattach.records.database.prepared import Row
 from reattach.records.paging import SortOrder, page_of
 from reattach.records.repository import Repository
 from reattach.records.tokens.tokens import revoke_of_conversation
@@ -54,13 +55,13 @@ class Conversations(Repository):
         return conversation
 
     async def get(self, tenant: TenantId, conversation_id: ConversationId) -> Conversation:
-        return await self._database.in_read(_get, tenant, conversation_id)
+        return await self._database.in_short_read(_get, tenant, conversation_id)
 
     async def with_agent(
         self, tenant: TenantId, conversation_id: ConversationId
     ) -> tuple[Conversation, Agent]:
         """Return the conversation and its agent."""
-        return await self._database.in_read(_with_agent, tenant, conversation_id)
+        return await self._database.in_short_read(_with_agent, tenant, conversation_id)
 
     async def list(
         self,
@@ -228,7 +229,7 @@ def copies(blocks: Sequence[Block], at: datetime) -> tuple[Block, ...]:
     )
 
 
-def conversations_of(connection: Connection, rows: Sequence[RowMapping]) -> list[Conversation]:
+def conversations_of(connection: Connection, rows: Sequence[Row]) -> list[Conversation]:
     """Return the conversations of the rows, with one query for all their blocks."""
     if not rows:
         return []

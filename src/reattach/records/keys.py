@@ -15,7 +15,7 @@ from reattach.domain.ids import TenantId, new_uuid
 from reattach.records.audit_log import Action, note
 from reattach.records.base import ALL_SCOPES, Actor, ApiKey, KeyScope
 from reattach.records.database import schema
-from reattach.records.database.prepared import PreparedQuery
+from reattach.records.database.prepared import PreparedStatement
 from reattach.records.repository import Repository, execute
 from reattach.records.tokens.tokens import revoke_of_key
 
@@ -26,10 +26,10 @@ _FIELDS: Final = tuple(field.name for field in fields(ApiKey))
 
 _keys = schema.api_keys
 _ALL: Final = select(*(_keys.c[name] for name in _FIELDS))
-_BY_SECRET: Final = PreparedQuery(
+_BY_SECRET: Final = PreparedStatement(
     _ALL.where(_keys.c.secret_sha256 == bindparam("digest"), _keys.c.revoked_at.is_(None))
 )
-_ANY: Final = PreparedQuery(select(_keys.c.id).limit(1))
+_ANY: Final = PreparedStatement(select(_keys.c.id).limit(1))
 
 
 class Keys(Repository):

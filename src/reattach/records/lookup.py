@@ -6,7 +6,6 @@ from sqlalchemy import (
     BindParameter,
     ColumnElement,
     Connection,
-    RowMapping,
     Select,
     Table,
     and_,
@@ -18,6 +17,7 @@ from reattach.domain.errors import NotFoundError
 from reattach.domain.ids import TenantId
 from reattach.records.base import Thread
 from reattach.records.database import schema
+from reattach.records.database.prepared import PreparedStatement, Row
 
 _TEXTS: Final = {
     schema.agents.name: "Agent with ID {} not found",
@@ -52,22 +52,28 @@ def listed(table: Table, tenant: TenantId) -> Select[tuple[object, ...]]:
     return owned(table, tenant).where(table.c.hidden.is_not(True))
 
 
+def by_id(table: Table) -> Select[tuple[object, ...]]:
+    """Select the row ``row_id`` of the tenant ``tenant``."""
+    return owned(table, bindparam("tenant")).where(table.c.id == bindparam("row_id"))
+
+
 _BY_ID: Final = {
-    table: owned(table, bindparam("tenant")).where(table.c.id == bindparam("row_id"))
+    table: PreparedStatement(by_id(table))
     for table in schema.metadata.sorted_tables
     if table.name in _TEXTS
 }
-_AGENT_ID: Final = _BY_ID[schema.agents].with_only_columns(schema.agents.c.id)
-_AGENT_OF: Final = _BY_ID[schema.conversations].with_only_columns(schema.conversations.c.agent_id)
+_AGENT_ID: Final = PreparedStatement(by_id(schema.agents).with_only_columns(schema.agents.c.id))
+_AGENT_OF: Final = PreparedStatement(
+    by_id(schema.conversations).with_only_columns(schema.conversations.c.agent_id)
+)
 
 
-def find(connection: Connection, table: Table, tenant: TenantId, row_id: str) -> RowMapping | None:
+def find(connection: Connection, table: Table, tenant: TenantId, row_id: str) -> Row | None:
     """Return the row; None if the tenant has none with this id."""
-    found = connection.execute(_BY_ID[table], {"tenant": tenant, "row_id": row_id})
-    return found.mappings().one_or_none()
+    return _BY_ID[table].first(connection, {"tenant": tenant, "row_id": row_id})
 
 
-def require(connection: Connection, table: Table, tenant: TenantId, row_id: str) -> RowMapping:
+def require(connection: Connection, table: Table, tenant: TenantId, row_id: str) -> Row:
     """Return the row; raises NotFoundError if the tenant has none with this id."""
     row = find(connection, table, tenant, row_id)
     if row is None:
@@ -92,7 +98,7 @@ def lock(connection: Connection, table: Table, tenant: TenantId, *row_ids: str) 
 def require_thread(connection: Connection, tenant: TenantId, thread: Thread) -> None:
     """Raise NotFoundError unless the tenant has the agent and the agent the conversation."""
     row_id, known = thread.key, _AGENT_OF if thread.conversation_id else _AGENT_ID
-    found = connection.execute(known, {"tenant": tenant, "row_id": row_id}).scalar_one_or_none()
+    found = known.value(connection, {"tenant": tenant, "row_id": row_id})
     if found != thread.agent_id:
         table = schema.conversations if thread.conversation_id else schema.agents
         raise not_found(table, row_id)

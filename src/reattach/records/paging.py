@@ -31,6 +31,7 @@ from reattach.domain.limits.requests import PAGE_BYTES
 from reattach.records import lookup
 from reattach.records.base import Page, Span
 from reattach.records.database.columns import LongText, Typed
+from reattach.records.database.prepared import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class SortOrder:
             clauses.insert(0, missing.desc() if backwards else missing.asc())
         return clauses
 
-    def after(self, row: RowMapping) -> ColumnElement[bool]:
+    def after(self, row: Row) -> ColumnElement[bool]:
         """Return the condition for rows that come after this one."""
         value = self._stored(row)
         tie = self._past(self._ordinal, row["ordinal"], forwards=True)
@@ -62,7 +63,7 @@ class SortOrder:
         following = or_(past, and_(self.column == value, tie))
         return or_(following, self.column.is_(None)) if self.column.nullable else following
 
-    def before(self, row: RowMapping) -> ColumnElement[bool]:
+    def before(self, row: Row) -> ColumnElement[bool]:
         """Return the condition for rows that come before this one."""
         value = self._stored(row)
         tie = self._past(self._ordinal, row["ordinal"], forwards=False)
@@ -75,7 +76,7 @@ class SortOrder:
     def _ordinal(self) -> Column[Any]:
         return self.table.c.ordinal
 
-    def _stored(self, row: RowMapping) -> Any:
+    def _stored(self, row: Row) -> Any:
         """Return the row's value as the database stores it: a damaged value has a place too."""
         if row[self.column.name] is None:
             return None

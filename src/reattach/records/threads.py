@@ -11,7 +11,6 @@ import msgspec
 from sqlalchemy import (
     BindParameter,
     Connection,
-    RowMapping,
     Select,
     bindparam,
     delete,
@@ -39,6 +38,7 @@ from reattach.records.base import Thread, ThreadContext
 from reattach.records.contexts import CachedContext, size_bytes
 from reattach.records.database import schema
 from reattach.records.database.damage import UNREADABLE, note_row
+from reattach.records.database.prepared import PreparedStatement, Row
 
 _FIELDS: Final = Message.__struct_fields__
 _SYSTEM: Final = 0
@@ -46,7 +46,7 @@ _END: Final = 2**31 - 1
 """Only damaged places lie beyond it; SQLite orders text and bytes after all numbers."""
 
 
-def message_of(row: RowMapping) -> Message:
+def message_of(row: Row) -> Message:
     """Return the message of the row; a placeholder if the row is damaged."""
     role, parts = row["role"], row["parts"]
     kinds = _KINDS.get(role)
@@ -67,7 +67,7 @@ def _begins_with(parts: Sequence[ContentPart], kinds: tuple[type, ...]) -> bool:
     return bool(parts) and isinstance(parts[0], kinds)
 
 
-def _unreadable(row: RowMapping) -> Message:
+def _unreadable(row: Row) -> Message:
     """Return a text message that says so, with the role of the row if it is known."""
     note_row("messages", row["id"], "its role and parts cannot be read together")
     role = row["role"] if row["role"] in {Role.SYSTEM, Role.USER} else Role.ASSISTANT
@@ -93,37 +93,48 @@ def _with_places(thread_key: str | BindParameter[str]) -> Select[Any]:
 _places: Final = schema.thread_messages
 _position: Final = _places.c.position
 _OF_THREAD: Final = _with_places(bindparam("thread_key"))
-_IN_ORDER: Final = _OF_THREAD.order_by(_position)
-_SINCE: Final = _IN_ORDER.where((_position >= bindparam("first")) | (_position == _SYSTEM))
+_in_order: Final = _OF_THREAD.order_by(_position)
+_IN_ORDER: Final = PreparedStatement(_in_order)
+_SINCE: Final = PreparedStatement(
+    _in_order.where((_position >= bindparam("first")) | (_position == _SYSTEM))
+)
 # Two statements, because SQLite reads the whole thread for a condition with OR.
-_FROM: Final = _IN_ORDER.where(_position >= bindparam("first"))
-_SYSTEM_MESSAGE: Final = _OF_THREAD.where(_position == _SYSTEM)
+_FROM: Final = PreparedStatement(_in_order.where(_position >= bindparam("first")))
+_SYSTEM_MESSAGE: Final = PreparedStatement(_OF_THREAD.where(_position == _SYSTEM))
 _SUMMARIES: Final = _OF_THREAD.where(schema.messages.c.role == Role.SUMMARY).order_by(
     _position.desc()
 )
 _SPOKEN: Final = (
     _OF_THREAD.with_only_columns(_position)
-    .where(schema.messages.c.role.not_in(FOLLOWING))
+    .where(*(schema.messages.c.role != role for role in sorted(FOLLOWING)))
     .order_by(_position.desc())
     .limit(1)
 )
-_SINCE_SPOKEN: Final = _IN_ORDER.where(_position >= _SPOKEN.scalar_subquery())
-_PLACE: Final = select(_position).where(
-    _places.c.thread_key == bindparam("thread_key"),
-    _places.c.message_id == bindparam("message_id"),
+_SINCE_SPOKEN: Final = PreparedStatement(_in_order.where(_position >= _SPOKEN.scalar_subquery()))
+_PLACE: Final = PreparedStatement(
+    select(_position).where(
+        _places.c.thread_key == bindparam("thread_key"),
+        _places.c.message_id == bindparam("message_id"),
+    )
 )
-_LAST: Final = select(func.max(_position)).where(
-    _places.c.thread_key == bindparam("thread_key"), _position < _END
+_LAST: Final = PreparedStatement(
+    select(func.max(_position)).where(
+        _places.c.thread_key == bindparam("thread_key"), _position < _END
+    )
 )
-_USAGE: Final = select(schema.steps.c.usage).where(schema.steps.c.id == bindparam("step_id"))
-_INSERT_MESSAGES: Final = insert(schema.messages)
-_INSERT_PLACES: Final = insert(_places)
+_USAGE: Final = PreparedStatement(
+    select(schema.steps.c.usage).where(schema.steps.c.id == bindparam("step_id"))
+)
+_INSERT_MESSAGES: Final = PreparedStatement(
+    insert(schema.messages), "tenant", "agent_id", *Message.__struct_fields__
+)
+_INSERT_PLACES: Final = PreparedStatement(insert(_places), "thread_key", "position", "message_id")
 
 
 def place_of(connection: Connection, thread: Thread, message_id: MessageId) -> int:
     """Return the message's place. Raises NotFoundError if the thread lacks it."""
     asked = {"thread_key": thread.key, "message_id": message_id}
-    place: int | None = connection.scalar(_PLACE, asked)
+    place: int | None = _PLACE.value(connection, asked)
     if place is None:
         raise lookup.not_found(schema.messages, message_id)
     return place
@@ -148,8 +159,8 @@ def context(
     asked: dict[str, object] = {"thread_key": thread.key}
     if cached is not None:
         asked["first"] = cached.place[0]
-        system = connection.execute(_SYSTEM_MESSAGE, asked).mappings().all()
-        rows = connection.execute(_FROM, asked).mappings().all()
+        system = _SYSTEM_MESSAGE.mappings(connection, asked)
+        rows = _FROM.mappings(connection, asked)
         is_same = [(row["position"], row["id"]) for row in rows[:1]] == [cached.place]
         if system and is_same and all(row["role"] is not Role.SUMMARY for row in rows[1:]):
             return _context_of(connection, system, cached, rows[1:])
@@ -159,19 +170,19 @@ def context(
         if summary.role is not Role.SUMMARY:
             continue  # It is damaged, so an older one is used.
         kept_from = summary_of(summary).kept_from
-        place = connection.scalar(_PLACE, {**asked, "message_id": kept_from})
+        place = _PLACE.value(connection, {**asked, "message_id": kept_from})
         asked["first"] = row["position"] if place is None else min(place, row["position"])
         rows_of_context = _SINCE
         break
-    rows = connection.execute(rows_of_context, asked).mappings().all()
+    rows = rows_of_context.mappings(connection, asked)
     return _context_of(connection, rows[:1], None, rows[1:])
 
 
 def _context_of(
     connection: Connection,
-    system: Sequence[RowMapping],
+    system: Sequence[Row],
     cached: CachedContext | None,
-    rows: Sequence[RowMapping],
+    rows: Sequence[Row],
 ) -> tuple[ThreadContext, CachedContext | None]:
     """Return the context of the system message, the cached messages, and then the rows."""
     first = [message_of(row) for row in system]
@@ -203,14 +214,14 @@ def _last_step(messages: Sequence[Message], before: StepId | None) -> StepId | N
 
 def _counted_tokens(connection: Connection, step_id: StepId | None) -> int | None:
     """Return the tokens that the provider counted with the step."""
-    usage = None if step_id is None else connection.scalar(_USAGE, {"step_id": step_id})
+    usage = None if step_id is None else _USAGE.value(connection, {"step_id": step_id})
     return usage.prompt_tokens or None if usage is not None else None
 
 
 def pending(connection: Connection, thread: Thread) -> PendingApproval | None:
     """Return the approval request of the thread that has no answer."""
-    rows = connection.execute(_SINCE_SPOKEN, {"thread_key": thread.key})
-    return pending_approval([message_of(row) for row in rows.mappings()])
+    rows = _SINCE_SPOKEN.mappings(connection, {"thread_key": thread.key})
+    return pending_approval([message_of(row) for row in rows])
 
 
 def answers(connection: Connection, thread: Thread, limit: int) -> list[Message]:
@@ -252,7 +263,7 @@ def append(
     """Store the messages and place them, in order, at the end of the thread."""
     if not messages:
         return
-    last = connection.scalar(_LAST, {"thread_key": thread.key})
+    last = _LAST.value(connection, {"thread_key": thread.key})
     _store(connection, tenant, thread.agent_id, messages)
     _place(connection, thread, messages, (last or _SYSTEM) + 1)
 
@@ -300,7 +311,7 @@ def _store(
         {"tenant": tenant, "agent_id": agent_id} | msgspec.structs.asdict(message)
         for message in messages
     ]
-    connection.execute(_INSERT_MESSAGES, rows)
+    _INSERT_MESSAGES.run_each(connection, rows)
 
 
 def _place(connection: Connection, thread: Thread, messages: Sequence[Message], first: int) -> None:
@@ -308,4 +319,4 @@ def _place(connection: Connection, thread: Thread, messages: Sequence[Message], 
         {"thread_key": thread.key, "position": position, "message_id": message.id}
         for position, message in enumerate(messages, first)
     ]
-    connection.execute(_INSERT_PLACES, rows)
+    _INSERT_PLACES.run_each(connection, rows)

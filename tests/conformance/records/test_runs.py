@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import JSON, select, type_coerce, update
+from sqlalchemy import JSON, Text, cast, select, type_coerce, update
 
 from reattach.domain.errors import ConflictError, NotFoundError
 from reattach.domain.events import RunStatus, StopReason, Usage
@@ -73,9 +74,9 @@ async def test_the_stored_error_and_options_of_a_run_are_those_of_the_api(world:
     settlement = a_settlement(stop_reason=StopReason.MODEL_API_ERROR, error=error)
     assert await world.records.runs.settle(run.id, settlement)
     table, database = schema.runs, world.records._database
-    columns = (type_coerce(table.c.error, JSON), type_coerce(table.c.request_config, JSON))
+    columns = (cast(table.c.error, Text), cast(table.c.request_config, Text))
     [stored] = await database.rows(select(*columns).where(table.c.id == run.id))
-    assert list(stored.values()) == [
+    assert [json.loads(text) for text in stored.values()] == [
         {
             "message_type": "error_message",
             "run_id": run.id,

@@ -1,9 +1,10 @@
 """Column types for the values of the domain, and indexes, the same on every database."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Final, get_args
 
 import msgspec
@@ -156,10 +157,36 @@ class Position(Whole):
     cache_ok = True
 
 
-class JsonObject(StoredType):
-    """A JSON object that is returned unchanged. None is NULL."""
+class _Json(StoredType):
+    """A value that is stored as JSON text. None is NULL."""
 
     impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def decode(self, text: str) -> Any:
+        """Return the value of the text; raise any exception if it is damaged."""
+        raise NotImplementedError
+
+    @override
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+        # Both drivers return the text itself, so that it is decoded once, straight into its type.
+        decode = self.decode
+
+        def read(text: str | None) -> Any:
+            if text is None:
+                return None
+            try:
+                return decode(text)
+            except Exception as error:  # noqa: BLE001  whatever the reason, the value is damaged
+                note_value(self.column, text, error)
+                return self.placeholder()
+
+        return read
+
+
+class JsonObject(_Json):
+    """A JSON object that is returned unchanged."""
+
     cache_ok = True
 
     def __init__(self, *, required: bool = False) -> None:
@@ -171,29 +198,29 @@ class JsonObject(StoredType):
         return {} if self.required else None
 
     @override
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        if value is None or isinstance(value, dict):
-            return value
-        raise TypeError(f"{type(value).__name__} is not an object")
+    def decode(self, text: str) -> Any:
+        return _decode_object(text)
 
 
-class Typed(StoredType):
-    """A msgspec Struct, a dataclass, or a tuple of them, as JSON."""
+class Typed(_Json):
+    """A msgspec Struct, a dataclass, or a tuple of them."""
 
-    impl = JSON(none_as_null=True)
     cache_ok = True
 
     def __init__(self, shape: Any, unreadable: Any = None) -> None:
         super().__init__(unreadable)
         self.shape = shape
 
-    @override
-    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
-        return None if value is None else msgspec.to_builtins(value)
+    @cached_property
+    def _decoder(self) -> msgspec.json.Decoder[Any]:
+        return msgspec.json.Decoder(self.shape)
 
     @override
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        return None if value is None else msgspec.convert(value, self.shape)
+    def decode(self, text: str) -> Any:
+        return self._decoder.decode(text)
+
+
+_decode_object: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def partial_index(name: str, column: str, where: TextClause, *, unique: bool = False) -> Index:
@@ -206,11 +233,13 @@ class UnstorableError(ValueError):
 
 
 def to_json(value: object) -> str:
-    """Return the value as JSON text.
+    """Return the value of a JSON column as text.
 
     Raises UnstorableError for text that is not valid Unicode, and for NaN and infinity.
     """
     try:
+        if not isinstance(value, Mapping):  # A typed value: it has no floating-point numbers.
+            return msgspec.json.encode(value).decode()
         text = json.dumps(
             value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=dict
         )

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from reattach.domain.errors import ReattachError, StoreUnavailableError
 from reattach.meters.meters import StoreMeter
 from reattach.records.database import migrations, postgresql, sqlite
-from reattach.records.database.prepared import PreparedQuery
+from reattach.records.database.prepared import PreparedStatement, driver_of
 from reattach.records.database.sqlite import Durability
 from reattach.records.database.transactions import Grouped, Transactions, translate_failures
 from reattach.records.database.url import Backend, address_of, backend_of
@@ -60,7 +60,7 @@ class Database:
         *,
         reads: Transactions,
         writes: Transactions,
-        prepared_connection: sqlite3.Connection | None = None,
+        loop_connection: Connection | None = None,
     ):
         self.address = address
         is_postgresql = backend_of(address) == "postgresql"
@@ -70,7 +70,7 @@ class Database:
         self._grouped_writes = (
             Grouped(writes, postgresql.begin_group) if is_postgresql else Grouped(writes)
         )
-        self._prepared_connection = prepared_connection
+        self._loop_connection = loop_connection
         self.meter: StoreMeter | None = None
         """Measures the transactions, except in threads; None: nothing does."""
 
@@ -109,7 +109,7 @@ class Database:
             address,
             reads=sqlite.reads(address, durability),
             writes=sqlite.Writes(address, durability),
-            prepared_connection=sqlite.prepared_connection(address, durability),
+            loop_connection=sqlite.loop_connection(address, durability),
         )
 
     def apart(self) -> "Database":
@@ -186,13 +186,28 @@ class Database:
         """
         return await self.in_read(_rows, statement, values)
 
-    async def run_prepared(self, query: PreparedQuery, **values: object) -> Sequence[Sequence[Any]]:
-        """Return the rows of a prepared query; on SQLite without a visit to a thread."""
-        if self._prepared_connection is not None:
+    async def in_short_read(
+        self,
+        work: Callable[Concatenate[Connection, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """Run ``work`` as ``in_read`` does; on SQLite in the event loop, without a visit.
+
+        For prepared statements that find a few rows by their keys. With a write-ahead log a reader
+        waits for no writer. ``work`` may be called twice.
+        """
+        if self._loop_connection is not None:
             # A thread may wait for a lock and reports the error; the event loop must not.
-            with suppress(sqlite3.Error, ValueError, OverflowError):
-                return query.rows(self._prepared_connection, values)
-        return [list(row.values()) for row in await self.rows(query.statement, **values)]
+            with suppress(DBAPIError, sqlite3.Error, ValueError, OverflowError):
+                return _read_in_loop(self._loop_connection, work, *args, **kwargs)
+        return await self.in_read(work, *args, **kwargs)
+
+    async def run_prepared(
+        self, statement: PreparedStatement, **values: object
+    ) -> Sequence[Sequence[Any]]:
+        """Return the rows of a prepared statement, as a short read of its own."""
+        return await self.in_short_read(statement.rows, values)
 
     async def tidy(self) -> None:
         """Empty the WAL of a SQLite file, which may hold deleted text. To be called regularly."""
@@ -207,8 +222,8 @@ class Database:
         self.writes.refuse_more()  # Before the wait for the reads.
         await self.reads.aclose()
         await self.writes.aclose()
-        if self._prepared_connection is not None:
-            self._prepared_connection.close()
+        if self._loop_connection is not None:
+            self._loop_connection.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +261,20 @@ def _upgrade(address: URL) -> Upgrade:
 def _check_server(connection: Connection) -> str | None:
     postgresql.require_fit(connection)
     return migrations.revision(connection)
+
+
+def _read_in_loop(
+    connection: Connection,
+    work: Callable[Concatenate[Connection, _P], _T],
+    *args: _P.args,
+    **kwargs: _P.kwargs,
+) -> _T:
+    driver = driver_of(connection)
+    driver.execute("BEGIN")
+    try:
+        return work(connection, *args, **kwargs)
+    finally:
+        driver.execute("COMMIT")
 
 
 def _rows(

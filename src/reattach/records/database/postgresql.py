@@ -115,6 +115,7 @@ def _transactions(address: URL, connections: int, isolation: str, session: str) 
         pool_pre_ping=True,
         isolation_level=isolation,
         json_serializer=to_json,
+        json_deserializer=bytes.decode,  # The types of the columns decode the text.
     )
     from reattach.records.database.connection import BoundedConnection
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -14,6 +14,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from typing_extensions import override
 
 from reattach.records.database.columns import to_json
+from reattach.records.database.prepared import driver_of
 from reattach.records.database.sqlite_wal import Wal
 from reattach.records.database.transactions import Transactions
 
@@ -56,7 +57,7 @@ class Writes(Transactions):
     def transact(self, work: Callable[[Connection], _T]) -> _T:
         try:
             result = super().transact(work)
-        except OperationalError:
+        except (OperationalError, sqlite3.OperationalError):
             self._wal.try_to_empty()  # It may hold the space that a full disk lacks.
             raise
         self._wal.note_commit()
@@ -67,14 +68,11 @@ class Writes(Transactions):
         await self.visit(self._wal.empty)
 
 
-def prepared_connection(url: URL, durability: Durability) -> sqlite3.Connection:
-    """Return a connection for prepared queries, for one thread at a time. It never waits."""
-    engine = _engine(url, timeout=0.0, poolclass=NullPool)
+def loop_connection(url: URL, durability: Durability) -> Connection:
+    """Return a connection for short reads in the event loop. It never waits."""
+    engine = _engine(url, timeout=0.0, poolclass=NullPool, pool_reset_on_return=None)
     _set_up(engine, _pragmas(durability, query_only=True))
-    borrowed = engine.raw_connection()
-    connection = cast("sqlite3.Connection", borrowed.driver_connection)
-    borrowed.detach()
-    return connection
+    return engine.connect()
 
 
 def _engine(url: URL, *, timeout: float | None = None, **options: Any) -> Engine:
@@ -144,4 +142,4 @@ def _set_up(engine: Engine, pragmas: list[str], begin: str | None = None) -> Non
 
     @event.listens_for(engine, "begin")
     def start(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        driver_of(connection).execute(begin)

@@ -6,12 +6,13 @@ one visit, whatever the number of its statements. Work that comes at once may sh
 
 import asyncio
 import sqlite3
+import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -31,6 +32,57 @@ PATIENCE_SECONDS: Final = 0.1
 """How long work waits for the transaction before it, which may be waiting for a lock."""
 
 
+_Job = tuple[Callable[[], Any], "asyncio.Future[Any]"]
+
+
+class _Threads:
+    """As many threads as there were ever calls at once. For one event loop.
+
+    asyncio's executors spend more on handing a call over than SQLite on a short transaction.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name: Final = name
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._running = 0
+
+    def call(self, work: Callable[[], _T]) -> "asyncio.Future[_T]":
+        """Call ``work`` in a thread; the future gets its result, or its exception."""
+        future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(self._note_end)
+        self._running += 1
+        if self._running > len(self._threads):
+            thread = threading.Thread(
+                target=self._run, name=f"{self._name}-{len(self._threads)}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+        self._jobs.put((work, future))
+        return future
+
+    def join(self) -> None:
+        """Wait until every call has ended. There must be no further one."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _note_end(self, _: "asyncio.Future[Any]") -> None:
+        self._running -= 1
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            work, future = job
+            try:
+                result, error = work(), None
+            except BaseException as raised:  # noqa: BLE001  the caller raises it
+                result, error = None, raised
+            with suppress(RuntimeError):  # The loop is closed.
+                future.get_loop().call_soon_threadsafe(_resolve, future, result, error)
+            del work, future, job, result, error  # The next wait may be long.
+
+
 class Transactions:
     """Transactions of one kind over a pool of connections, with a thread for each connection."""
 
@@ -40,7 +92,7 @@ class Transactions:
         """``wait_seconds`` bounds the wait for a connection; ``is_remote`` means over a network."""
         self.engine = engine
         self._permits = asyncio.Semaphore(connections)
-        self._threads = ThreadPoolExecutor(connections, thread_name_prefix="reattach-records")
+        self._threads = _Threads("reattach-records")
         self._wait_seconds = wait_seconds
         self._is_remote = is_remote
         self._is_closing = False
@@ -56,13 +108,15 @@ class Transactions:
     async def visit(self, work: Callable[[], _T]) -> _T:
         """Call ``work`` in a thread that owns one of the connections meanwhile."""
         with translate_failures():
-            async with asyncio.timeout(self._wait_seconds):
+            if self._permits.locked():
+                async with asyncio.timeout(self._wait_seconds):
+                    await self._permits.acquire()
+            else:
                 await self._permits.acquire()
             try:
                 if self._is_closing:
                     raise StoreUnavailableError("The server is closing. Try again in a moment.")
-                loop = asyncio.get_running_loop()
-                return await _finish(loop.run_in_executor(self._threads, work))
+                return await _finish(self._threads.call(work))
             finally:
                 self._permits.release()
 
@@ -88,7 +142,7 @@ class Transactions:
         await asyncio.get_running_loop().run_in_executor(None, self._close)
 
     def _close(self) -> None:
-        self._threads.shutdown()
+        self._threads.join()
         self.engine.dispose()
 
 
@@ -193,20 +247,17 @@ class Grouped:
             piece.result.set_exception(error)
 
 
-async def _finish(work: Awaitable[_T]) -> _T:
-    """Wait for the end of ``work`` even when cancelled, and raise the cancellation then."""
-    future = asyncio.ensure_future(work)
-    was_cancelled = False
-    while not future.done():
-        try:
-            await asyncio.wait({future})
-        except asyncio.CancelledError:
-            was_cancelled = True
-    if was_cancelled:
+async def _finish(future: "asyncio.Future[_T]") -> _T:
+    """Wait until ``future`` is done even when cancelled, and raise the cancellation then."""
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        while not future.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({future})
         if not future.cancelled():
             future.exception()  # Retrieved, so that asyncio does not log it.
-        raise asyncio.CancelledError
-    return future.result()
+        raise
 
 
 @contextmanager
@@ -251,3 +302,12 @@ def _unstorable() -> InvalidArgumentError:
         "A value cannot be stored: text must be valid Unicode without U+0000, and numbers must be "
         "finite and fit in 64 bits."
     )
+
+
+def _resolve(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:
+    if future.cancelled():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)

@@ -17,7 +17,6 @@ from sqlalchemy import (
     Column,
     Connection,
     Executable,
-    RowMapping,
     Update,
     bindparam,
     insert,
@@ -43,6 +42,7 @@ from reattach.records import lookup, threads
 from reattach.records.base import RequestKey, Run, RunCreated, RunKnown, Thread
 from reattach.records.conversations import insert_conversation
 from reattach.records.database import schema
+from reattach.records.database.prepared import PreparedStatement, Row
 from reattach.records.runs.openings import Opening, find_conversation, insert_key
 
 
@@ -57,19 +57,24 @@ _COLUMNS = tuple(field.name for field in fields(Run) if field.name in schema.run
 
 # The statements of every send, built once because building them costs more than running them.
 _runs, _keys, _conversations = schema.runs, schema.request_keys, schema.conversations
-_KNOWN: Final = (
+_KNOWN: Final = PreparedStatement(
     select(_keys.c.payload_sha256, _runs)
     .join(_runs, _runs.c.id == _keys.c.run_id)
     .where(_keys.c.tenant == bindparam("tenant"), _keys.c.digest == bindparam("digest"))
 )
-_ACTIVE: Final = select(_runs).where(_runs.c.thread_key == bindparam("thread_key"), schema.ACTIVE)
-_INSERT_RUN: Final = insert(_runs)
-_INSERT_KEY: Final = insert(_keys)
-_INSERT_OTIDS: Final = insert(schema.run_otids)
-_NOTE_MESSAGE: Final = note_latest(_conversations.c.last_message_at)
+_ACTIVE: Final = PreparedStatement(
+    select(_runs).where(_runs.c.thread_key == bindparam("thread_key"), schema.ACTIVE)
+)
+_PLACE: Final = ("agent_id", "conversation_id", "thread_key", "callback_host", "input_text")
+_INSERT_RUN: Final = PreparedStatement(insert(_runs), *dict.fromkeys((*_COLUMNS, *_PLACE)))
+_INSERT_KEY: Final = PreparedStatement(
+    insert(_keys), "tenant", "digest", "payload_sha256", "run_id"
+)
+_INSERT_OTIDS: Final = PreparedStatement(insert(schema.run_otids), "run_id", "otid", "tenant")
+_NOTE_MESSAGE: Final = PreparedStatement(note_latest(_conversations.c.last_message_at))
 
 
-def run_of(row: RowMapping) -> Run:
+def run_of(row: Row) -> Run:
     thread = Thread(row["agent_id"], row["conversation_id"])
     return Run(thread=thread, **{name: row[name] for name in _COLUMNS})
 
@@ -198,16 +203,16 @@ def _insert_keys(
             "payload_sha256": key.payload_sha256,
             "run_id": run.id,
         }
-        connection.execute(_INSERT_KEY, values)
+        _INSERT_KEY.run(connection, values)
     if otids:
         rows = [{"run_id": run.id, "otid": otid, "tenant": tenant} for otid in dict.fromkeys(otids)]
-        connection.execute(_INSERT_OTIDS, rows)
+        _INSERT_OTIDS.run_each(connection, rows)
 
 
 def note_message(connection: Connection, thread: Thread, at: object) -> None:
     """Set the time of the conversation's last message, unless it has a later one."""
     if thread.conversation_id is not None:
-        connection.execute(_NOTE_MESSAGE, {"row_id": thread.conversation_id, "at": at})
+        _NOTE_MESSAGE.run(connection, {"row_id": thread.conversation_id, "at": at})
 
 
 def known_run(connection: Connection, tenant: TenantId, key: RequestKey) -> Run | None:
@@ -218,8 +223,7 @@ def known_run(connection: Connection, tenant: TenantId, key: RequestKey) -> Run 
 def _find_known(connection: Connection, tenant: TenantId, key: RequestKey | None) -> Run | None:
     if key is None:
         return None
-    found = connection.execute(_KNOWN, {"tenant": tenant, "digest": _digest(key)})
-    row = found.mappings().one_or_none()
+    row = _KNOWN.first(connection, {"tenant": tenant, "digest": _digest(key)})
     if row is None:
         return None
     if row["payload_sha256"] != key.payload_sha256:
@@ -229,7 +233,8 @@ def _find_known(connection: Connection, tenant: TenantId, key: RequestKey | None
 
 def active_run(connection: Connection, thread: Thread) -> Run | None:
     """Return the one run of the thread that has not ended."""
-    return one_run(connection, _ACTIVE, thread_key=thread.key)
+    row = _ACTIVE.first(connection, {"thread_key": thread.key})
+    return None if row is None else run_of(row)
 
 
 def one_run(connection: Connection, statement: Executable, **values: object) -> Run | None:
@@ -249,7 +254,7 @@ def _insert(connection: Connection, tenant: TenantId, run: Run) -> None:
         "callback_host": run.callback_host,
         "input_text": input_text(run.input),
     }
-    connection.execute(_INSERT_RUN, values | place)
+    _INSERT_RUN.run(connection, values | place)
 
 
 def _digest(key: RequestKey) -> str:

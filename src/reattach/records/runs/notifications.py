@@ -9,11 +9,12 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, String, bindparam, func, select
 
 from reattach.domain.ids import RunId
 from reattach.records.database import postgresql
 from reattach.records.database.database import Database
+from reattach.records.database.prepared import PreparedStatement
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,11 @@ _KINDS: Final[dict[str, type[_OfRun]]] = {
 }
 
 
+_NOTIFY: Final = PreparedStatement(
+    select(func.pg_notify(postgresql.CHANNEL, bindparam("payload", type_=String)))
+)
+
+
 def notify(connection: Connection, *notifications: _Sent) -> None:
     """Send the notifications to all listeners when the connection's transaction commits."""
     if connection.dialect.name != "postgresql":
@@ -88,7 +94,7 @@ def notify(connection: Connection, *notifications: _Sent) -> None:
         payload = notification.word
         if not isinstance(notification, ReportsWanted):
             payload += f" {notification.run_id}"
-        connection.execute(select(func.pg_notify(postgresql.CHANNEL, payload)))
+        _NOTIFY.rows(connection, {"payload": payload})
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
 """Runs: how they are created, owned and ended."""
 
 import builtins
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -42,7 +42,7 @@ from reattach.records.base import (
 )
 from reattach.records.database import schema
 from reattach.records.database.database import lost_a_race
-from reattach.records.database.prepared import PreparedQuery
+from reattach.records.database.prepared import PreparedStatement
 from reattach.records.paging import SortOrder, page_of
 from reattach.records.repository import Repository
 from reattach.records.runs import audit as auditing
@@ -50,10 +50,11 @@ from reattach.records.runs import cut_offs, hidden_events, orphans, retries, tim
 from reattach.records.runs.admission import admit, known_run, run_of
 from reattach.records.runs.audit import Standing
 from reattach.records.runs.hidden_events import HiddenEvent
-from reattach.records.runs.notifications import CancelRequested, RunReleased, notify
+from reattach.records.runs.marks import mark_active, release
+from reattach.records.runs.notifications import CancelRequested, notify
 from reattach.records.runs.openings import Opening
 from reattach.records.runs.orphans import TakenOver
-from reattach.records.runs.settlement import FIRST_EVENT_AT, settle
+from reattach.records.runs.settlement import settle
 from reattach.records.tokens.tokens import revoke_of_run
 
 _ADMISSIONS: Final = 5
@@ -72,23 +73,18 @@ _BY_OTID: Final = _NEWEST.join(_otids, _otids.c.run_id == _runs.c.id).where(
     _otids.c.tenant == bindparam("tenant"), _otids.c.otid == bindparam("otid")
 )
 _ACTIVE: Final = _NEWEST.where(_runs.c.thread_key == bindparam("thread_key"), schema.ACTIVE)
-_MARK: Final = update(_runs).where(
-    _runs.c.id == bindparam("run_id"), _runs.c.token == bindparam("held_token"), schema.ACTIVE
-)
-
-_HAND_OVER: Final = _MARK.values(first_event_at=FIRST_EVENT_AT)
 
 
-def _prepare_target(rows: Select[Any]) -> PreparedQuery:
+def _prepare_target(rows: Select[Any]) -> PreparedStatement:
     runs = _runs.c
     columns = (runs.id, runs.tenant, runs.status, runs.background, runs.traceparent)
-    return PreparedQuery(rows.with_only_columns(*columns, maintain_column_froms=True))
+    return PreparedStatement(rows.with_only_columns(*columns, maintain_column_froms=True))
 
 
 _TARGET_BY_ID: Final = _prepare_target(_BY_ID)
 _TARGET_BY_OTID: Final = _prepare_target(_BY_OTID)
 _ACTIVE_TARGET: Final = _prepare_target(_ACTIVE)
-_CONVERSATION: Final = PreparedQuery(_BY_ID.with_only_columns(_runs.c.conversation_id))
+_CONVERSATION: Final = PreparedStatement(_BY_ID.with_only_columns(_runs.c.conversation_id))
 
 _STEP_FIELDS: Final = tuple(field.name for field in fields(Step))
 
@@ -241,7 +237,7 @@ class Runs(Repository):
         """
         tried = {} if attempts is None else {"attempts": tuple(attempts)}
         values = {"notes": notes, **tried}
-        return await self._database.in_grouped_write(_mark_active, run_id, token, values)
+        return await self._database.in_grouped_write(mark_active, run_id, token, values)
 
     async def keep_hidden(self, run_id: RunId, token: Token, events: Sequence[HiddenEvent]) -> bool:
         """Add events that the run's log does not get; they are kept until the run is settled.
@@ -250,7 +246,7 @@ class Runs(Repository):
         """
 
         def write(connection: Connection) -> bool:
-            is_owned = _mark_active(connection, run_id, token, {"token": token})
+            is_owned = mark_active(connection, run_id, token, {"token": token})
             if is_owned:
                 hidden_events.keep(connection, run_id, events)
             return is_owned
@@ -276,22 +272,11 @@ class Runs(Repository):
             **({} if call_ids is None else {"begun_calls": tuple(call_ids)}),
             "notes": msgspec.structs.replace(notes, handed_over=True),
             "interrupted_at": self._clock.now(),
-            "begun_at": None if log is None else log.first_event_at,
         }
-
-        def write(connection: Connection) -> bool:
-            asked = {"run_id": run_id, "held_token": token, **values}
-            is_free = connection.execute(_HAND_OVER, asked).rowcount > 0
-            if is_free and log is not None and log.commits is not None:
-                timelines.keep(connection, run_id, token, log.commits)
-            if is_free:
-                notify(connection, RunReleased(run_id))
-            return is_free
-
-        return await self._database.in_grouped_write(write)
+        return await self._database.in_grouped_write(release, run_id, token, values, log)
 
     async def _mark(self, run_id: RunId, token: Token, **values: Any) -> bool:
-        return await self._database.in_write(_mark_active, run_id, token, values)
+        return await self._database.in_write(mark_active, run_id, token, values)
 
     async def request_cancel(
         self, tenant: TenantId, run_ids: Sequence[RunId], *, by: Actor | None = None
@@ -483,17 +468,10 @@ class Runs(Repository):
             return run_of(row)
         return None
 
-    async def _find_target(self, query: PreparedQuery, **values: object) -> Target | None:
+    async def _find_target(self, query: PreparedStatement, **values: object) -> Target | None:
         for row in await self._database.run_prepared(query, **values):
             return Target(*row)
         return None
-
-
-def _mark_active(
-    connection: Connection, run_id: RunId, token: Token, values: Mapping[str, Any]
-) -> bool:
-    marked = connection.execute(_MARK, {"run_id": run_id, "held_token": token, **values})
-    return marked.rowcount > 0
 
 
 def _count_changed(connection: Connection, statement: Update) -> int:

@@ -11,12 +11,24 @@ from reattach.records import threads
 from reattach.records.base import Settlement, Step, Thread
 from reattach.records.database import schema
 from reattach.records.database.columns import Moment
+from reattach.records.database.prepared import PreparedStatement
 from reattach.records.runs import timelines
 from reattach.records.runs.admission import note_latest, note_message
 from reattach.records.runs.hidden_events import HAS_ANY, forget
 from reattach.records.runs.notifications import RunSettled, notify
 
 _STEP_FIELDS: Final = tuple(field.name for field in fields(Step))
+_END_FIELDS: Final = (
+    "status",
+    "stop_reason",
+    "completed_at",
+    "usage",
+    "error",
+    "duration_ns",
+    "turn_plan",
+    "event_count",
+    "log_bytes",
+)
 
 FIRST_EVENT_AT: Final = func.coalesce(
     schema.runs.c.first_event_at, bindparam("begun_at", type_=Moment)
@@ -25,18 +37,21 @@ FIRST_EVENT_AT: Final = func.coalesce(
 
 # The statements of every run, built once because building them costs more than running them.
 _runs, _agents, _conversations = schema.runs, schema.agents, schema.conversations
-_END: Final = (
+_END: Final = PreparedStatement(
     update(_runs)
     .where(_runs.c.id == bindparam("run_id"), schema.ACTIVE)
     .values(
         callback_due_at=case((_runs.c.callback_url.is_not(None), bindparam("at", type_=Moment))),
         first_event_at=FIRST_EVENT_AT,
     )
-    .returning(_runs.c.tenant, _runs.c.agent_id, _runs.c.conversation_id, _runs.c.token, HAS_ANY)
+    .returning(_runs.c.tenant, _runs.c.agent_id, _runs.c.conversation_id, _runs.c.token, HAS_ANY),
+    *_END_FIELDS,
 )
-_INSERT_STEPS: Final = insert(schema.steps)
-_NOTE_ON_AGENT: Final = note_latest(_agents.c.last_run_completion)
-_NOTE_ON_CONVERSATION: Final = note_latest(_conversations.c.last_run_completion)
+_INSERT_STEPS: Final = PreparedStatement(insert(schema.steps), "tenant", *_STEP_FIELDS)
+_NOTE_ON_AGENT: Final = PreparedStatement(
+    note_latest(_agents.c.last_run_completion), "last_stop_reason", "last_run_duration_ms"
+)
+_NOTE_ON_CONVERSATION: Final = PreparedStatement(note_latest(_conversations.c.last_run_completion))
 
 
 def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> bool:
@@ -44,6 +59,7 @@ def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> boo
 
     Returns False and changes nothing if the run is not active.
     """
+    log = settlement.log
     values = {
         "status": settlement.status,
         "stop_reason": settlement.stop_reason,
@@ -52,16 +68,15 @@ def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> boo
         "error": settlement.error,
         "duration_ns": settlement.duration_ns,
         "turn_plan": None,
+        "event_count": None if log is None else log.event_count,
+        "log_bytes": None if log is None else log.size_bytes,
+        "begun_at": None if log is None else log.first_event_at,
     }
-    log = settlement.log
-    if log is not None:
-        values |= {"event_count": log.event_count, "log_bytes": log.size_bytes}
     asked = {"run_id": run_id, "at": settlement.completed_at, **values}
-    asked["begun_at"] = None if log is None else log.first_event_at
-    ended = connection.execute(_END, asked).one_or_none()
-    if ended is None:
+    ended = _END.rows(connection, asked)
+    if not ended:
         return False
-    tenant, agent_id, conversation_id, token, has_hidden_events = ended
+    ((tenant, agent_id, conversation_id, token, has_hidden_events),) = ended
     thread = Thread(agent_id, conversation_id)
     messages = [msgspec.structs.replace(message, run_id=run_id) for message in settlement.messages]
     threads.append(connection, tenant, thread, messages)
@@ -83,7 +98,7 @@ def _insert_steps(connection: Connection, tenant: TenantId, settlement: Settleme
             {"tenant": tenant} | {name: getattr(step, name) for name in _STEP_FIELDS}
             for step in settlement.steps
         ]
-        connection.execute(_INSERT_STEPS, rows)
+        _INSERT_STEPS.run_each(connection, rows)
 
 
 def _note_end(connection: Connection, thread: Thread, settlement: Settlement) -> None:
@@ -94,7 +109,6 @@ def _note_end(connection: Connection, thread: Thread, settlement: Settlement) ->
         "last_stop_reason": settlement.stop_reason,
         "last_run_duration_ms": None if duration_ns is None else duration_ns // 1_000_000,
     }
-    connection.execute(_NOTE_ON_AGENT, {"row_id": thread.agent_id, "at": at, **values})
+    _NOTE_ON_AGENT.run(connection, {"row_id": thread.agent_id, "at": at, **values})
     if thread.conversation_id is not None:
-        asked = {"row_id": thread.conversation_id, "at": at}
-        connection.execute(_NOTE_ON_CONVERSATION, asked)
+        _NOTE_ON_CONVERSATION.run(connection, {"row_id": thread.conversation_id, "at": at})

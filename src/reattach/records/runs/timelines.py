@@ -11,6 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from reattach.domain.ids import RunId, Token
 from reattach.records.database import schema
+from reattach.records.database.prepared import PreparedStatement
 from reattach.records.repository import Repository
 from reattach.records.runs.notifications import TimelineKept, TimelineWanted, notify
 
@@ -38,13 +39,16 @@ def _upsert(dialect: Any) -> Any:
     )
 
 
-_UPSERTS: Final = {"sqlite": _upsert(sqlite), "postgresql": _upsert(postgresql)}
+_UPSERTS: Final = {
+    name: PreparedStatement(_upsert(dialect), "run_id", "token", "commits")
+    for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
+}
 
 
 def keep(connection: Connection, run_id: RunId, token: Token, commits: str) -> None:
     """Write the row of the owner with ``token``; a later one replaces it."""
     values = {"run_id": run_id, "token": token, "commits": commits}
-    connection.execute(_UPSERTS[connection.dialect.name], values)
+    _UPSERTS[connection.dialect.name].run(connection, values)
 
 
 def forget(connection: Connection, run_ids: list[RunId]) -> None:
