@@ -9,7 +9,7 @@ import pytest
 from reattach.domain.events import RunStatus
 from reattach.domain.limits import DELTA_BYTES, PENDING_APPEND_BYTES, REPLAY_SLICE_BYTES
 from reattach.log import run_writer
-from reattach.runs import driver as worker_module
+from reattach.runs import output
 from tests.recovery.test_outages import run_ready_tasks
 from tests.support.engines import EndlessEngine
 from tests.support.faulty_stores import FaultyLog, Gate
@@ -93,7 +93,7 @@ async def test_an_answer_without_end_ends_with_an_error(
 ) -> None:
     limit = 200 * (DELTA_BYTES + 1000)
     monkeypatch.setattr(run_writer, "RUN_LOG_BYTES", limit)
-    monkeypatch.setattr(worker_module, "RUN_LOG_BYTES", limit)
+    monkeypatch.setattr(output, "RUN_LOG_BYTES", limit)
     engine = EndlessEngine("x" * 1000)
     service = stores.service(engine=engine)
     conversation = await stores.conversation()
@@ -113,7 +113,7 @@ async def test_an_answer_without_end_ends_with_an_error(
 async def test_output_that_is_not_streamed_is_bounded_too(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "RUN_LOG_BYTES", 100_000)
+    monkeypatch.setattr(output, "RUN_LOG_BYTES", 100_000)
     engine = EndlessEngine("x" * 1000)
     service = stores.service(engine=engine)
     send = stores.send(

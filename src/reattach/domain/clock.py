@@ -4,19 +4,15 @@ import asyncio
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Literal, Protocol
 
 if sys.platform == "win32":
     _monotonic_seconds = time.monotonic
 elif sys.platform == "linux":
-
-    def _monotonic_seconds() -> float:
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-
+    _monotonic_seconds = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 else:
-
-    def _monotonic_seconds() -> float:
-        return time.clock_gettime(time.CLOCK_MONOTONIC)
+    _monotonic_seconds = partial(time.clock_gettime, time.CLOCK_MONOTONIC)
 
 
 class Clock(Protocol):

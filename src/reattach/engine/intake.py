@@ -104,7 +104,10 @@ class Intake:
 
     def is_plain(self, text: object) -> bool:
         """Whether a delta with only this text is storable as it is, as most are."""
-        return not self._halves and type(text) is str and is_storable(text)
+        if type(text) is not str or self._halves:
+            return False
+        # The common case of ``is_storable``, without the call.
+        return (text.isascii() and "\0" not in text) or is_storable(text)
 
     def take(self, delta: Delta) -> Sequence[Delta]:
         """Return the storable deltas for ``delta``.

@@ -92,6 +92,7 @@ class CommitTimes:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._monotonic_seconds = clock.monotonic_seconds
         self._began_at: datetime | None = None
         self._base_seconds = 0.0
         self._after_seq = Seq(0)
@@ -112,7 +113,7 @@ class CommitTimes:
     def add(self, seq: Seq) -> None:
         """Note that the log has the events up to ``seq`` as of now."""
         self._seqs.append(seq)
-        self._at_ms.append(int((self._clock.monotonic_seconds() - self._base_seconds) * 1000))
+        self._at_ms.append(int((self._monotonic_seconds() - self._base_seconds) * 1000))
         if len(self._seqs) > 2 * MAX_COMMITS:
             self._thin()
 

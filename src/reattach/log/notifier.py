@@ -15,6 +15,8 @@ _MIN_SLICE_SECONDS: Final = 0.001
 _CALLS_PER_CLOCK_CHECK: Final = 16
 """Listeners called between two looks at the clock."""
 
+_DISCARDED: Final = object()
+
 
 class Notifier:
     """A first-in, first-out queue of the listeners to notify.
@@ -54,14 +56,14 @@ class Notifier:
         """
         begin = now = time.monotonic()
         until = begin + max(begin - self._slice_ended_at, _MIN_SLICE_SECONDS)
-        while self._queue and now < until:
-            for listener in tuple(islice(self._queue, _CALLS_PER_CLOCK_CHECK)):
-                if listener in self._queue:
-                    del self._queue[listener]
+        queue = self._queue
+        while queue and now < until:
+            for listener in tuple(islice(queue, _CALLS_PER_CLOCK_CHECK)):
+                if queue.pop(listener, _DISCARDED) is None:
                     listener()
             now = time.monotonic()
         self._slice_ended_at = now
-        if self._queue:
+        if queue:
             self._schedule()
 
     def _schedule(self) -> None:

@@ -97,6 +97,8 @@ class RunWriter(ABC):
         """The seq of the last frame that the log has stored."""
         self._pending: list[bytes] = []
         self._pending_bytes = 0
+        self.is_full = False
+        """Whether ``wait_for_room`` would wait or raise."""
         self.commit_times: CommitTimes | None = None
         """Notes the times of the appends, if anybody wants them."""
         self.logged_bytes = 0
@@ -109,7 +111,8 @@ class RunWriter(ABC):
         """The frames of the append in flight."""
         self._append_closes = False
         """Whether the append in flight closes the log."""
-        self._flushed = asyncio.Event()
+        self._flushed: asyncio.Event | None = None
+        """Set after each append, once something waits for that."""
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         """The task of the append in flight, if it has one."""
@@ -164,11 +167,6 @@ class RunWriter(ABC):
         began_empty = self.head.last_seq < self.head.first_seq
         return self.commit_times.first_at if self.commit_times and began_empty else None
 
-    @property
-    def is_full(self) -> bool:
-        """Whether ``wait_for_room`` would wait or raise."""
-        return self._pending_bytes > PENDING_APPEND_BYTES or self.failure is not None
-
     def put(self, frames: Sequence[bytes]) -> None:
         """Queue ``frames`` for the log, all of them or none. They get the next seqs.
 
@@ -187,8 +185,7 @@ class RunWriter(ABC):
     async def wait_for_room(self) -> None:
         """Return when the pending frames are below the limit; raise ``failure`` if there is one."""
         while self.failure is None and self._pending_bytes > PENDING_APPEND_BYTES:
-            self._flushed.clear()
-            await self._flushed.wait()
+            await self._next_append()
         if self.failure is not None:
             raise self.failure
 
@@ -196,10 +193,16 @@ class RunWriter(ABC):
         """Return when the log has every frame put; raise ``failure`` if there is one."""
         last_seq = self.last_seq
         while self.failure is None and self.acknowledged_seq < last_seq:
-            self._flushed.clear()
-            await self._flushed.wait()
+            await self._next_append()
         if self.failure is not None:
             raise self.failure
+
+    async def _next_append(self) -> None:
+        """Return when the append in flight, or the next one, is settled."""
+        if self._flushed is None:
+            self._flushed = asyncio.Event()
+        self._flushed.clear()
+        await self._flushed.wait()
 
     async def close(self, frames: Sequence[bytes] = ()) -> None:
         """Append the pending frames and then ``frames``, and close the log.
@@ -231,6 +234,8 @@ class RunWriter(ABC):
         self.last_seq += len(frames)
         size_bytes = len(frames[0]) if len(frames) == 1 else sum(map(len, frames))
         self._pending_bytes += size_bytes
+        if self._pending_bytes > PENDING_APPEND_BYTES:
+            self.is_full = True
         self.logged_bytes += size_bytes
         if not self._busy:
             self._busy = True
@@ -240,6 +245,7 @@ class RunWriter(ABC):
         if self._abandoned:
             return
         self._in_flight, self._pending, self._pending_bytes = self._pending, [], 0
+        self.is_full = False
         self._append_closes = self._closing
         if self.put_times is not None and self._put_at:
             last_seq = Seq(self.acknowledged_seq + len(self._in_flight))
@@ -288,9 +294,11 @@ class RunWriter(ABC):
 
     def _finish_append(self, failure: Exception | None) -> None:
         """Settle the append in flight, and start the next one if frames are pending."""
-        self._flushed.set()
+        if self._flushed is not None:
+            self._flushed.set()
         if failure is not None:
             self.failure = failure
+            self.is_full = True
             self._ended.set()
             self.on_failure()
             return

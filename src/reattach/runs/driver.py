@@ -20,17 +20,15 @@ from reattach.domain.errors import (
 )
 from reattach.domain.events import Event, RunStatus
 from reattach.domain.ids import FIRST_SEQ, Seq
-from reattach.domain.limits import DELTA_BYTES, ENGINE_STOP_SECONDS, RUN_LOG_BYTES
+from reattach.domain.limits import ENGINE_STOP_SECONDS
 from reattach.domain.messages import (
     ReasoningPart,
     TextPart,
     ToolCallDelta,
     ToolReturnPart,
-    part_chars,
 )
 from reattach.engine.base import (
     AnswerKept,
-    Compacted,
     Delta,
     Finished,
     ToolStarting,
@@ -140,7 +138,6 @@ class RunDriver:
         """The turn without earlier attempts."""
         self._ending: Ending | None = None
         self._stopping = asyncio.Event()
-        self._held_bytes = 0
         self._error: BaseException | None = None
         """The error that ended the engine."""
         self._observer = observer
@@ -358,25 +355,25 @@ class RunDriver:
         output, reports = self._output, self._reports
         if self._first_turn is not None:
             reports.ask_model(self._first_turn)
+        may_have_steps = True  # Whether a finished step may not be noted yet.
         async with closing_deltas(self._engine.run(turn)) as deltas:
             async for delta in deltas:
-                steps = output.machine.steps
-                if len(steps) > len(self.run.notes.steps) and not isinstance(
-                    delta, Finished | ToolStarting
-                ):
-                    await output.flush()  # Else a crash could lose the end of a finished step.
-                    await self.record.note_steps(steps)
-                # Without token streaming, deltas pile up in memory before the log sees them.
-                self._held_bytes += _size_bytes(delta)
-                if self._held_bytes > RUN_LOG_BYTES:
-                    raise LimitExceededError(
-                        f"The answer exceeds {RUN_LOG_BYTES} bytes, the most that a run may hold."
-                    )
-                await output.put(output.machine.on_delta(delta))
+                if may_have_steps and not isinstance(delta, Finished | ToolStarting):
+                    may_have_steps = False
+                    await self._note_steps()
+                await output.put_delta(delta)
                 if type(delta) not in _FRAGMENTS or reports.step is None:
+                    may_have_steps = True
                     await self._note(delta)
                 if output.writer.is_full:
                     await output.writer.wait_for_room()
+
+    async def _note_steps(self) -> None:
+        """Record the finished steps that the record does not have."""
+        steps = self._output.machine.steps
+        if len(steps) > len(self.run.notes.steps):
+            await self._output.flush()  # Else a crash could lose the end of a finished step.
+            await self.record.note_steps(steps)
 
     async def _note(self, delta: Delta) -> None:
         """Record and report what ``delta`` says beside its events, which are put."""
@@ -493,8 +490,3 @@ class RunDriver:
         await self._output.flush()
         await self.record.hand_over(self._output.machine.steps, self._output.log_summary())
         raise _HandedOverError
-
-
-def _size_bytes(delta: Delta) -> int:
-    """Estimate the memory of a delta."""
-    return DELTA_BYTES + part_chars(delta.summary if isinstance(delta, Compacted) else delta)

@@ -128,6 +128,9 @@ class RunMachine:
         if self.ended:
             return []
         if type(delta) is TextPart and self._intake.is_plain(delta.text):  # Most deltas.
+            part = self._part
+            if self._stream_tokens and part is not None and part.type is TextPart:
+                return [Output(part.place, (delta,))]
             return self._add_to_part(delta)
         return [event for one in self._intake.take(delta) for event in self._add(one)]
 
@@ -289,19 +292,19 @@ class RunMachine:
 class _Part:
     """The current part; without token streaming, with its fragments."""
 
-    __slots__ = ("_awaits_approval", "_type", "fragments", "place")
+    __slots__ = ("_awaits_approval", "fragments", "place", "type")
 
     def __init__(self, place: Place, first: Fragment) -> None:
         self.place = place
-        self._type = type(first)
+        self.type = type(first)
         self._awaits_approval = awaits_approval(first)
         self.fragments: list[Fragment] = []
 
     def accepts(self, fragment: Fragment) -> bool:
         """Whether the fragment continues this part."""
-        if type(fragment) is not self._type:
+        if type(fragment) is not self.type:
             return False
-        return self._type is not ToolCallDelta or awaits_approval(fragment) is self._awaits_approval
+        return self.type is not ToolCallDelta or awaits_approval(fragment) is self._awaits_approval
 
 
 def total_usage(usages: Sequence[Usage], step_count: int) -> Usage:

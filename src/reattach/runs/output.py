@@ -5,7 +5,11 @@ from dataclasses import replace
 from typing import Final
 
 from reattach.domain.clock import Clock
-from reattach.domain.events import Event
+from reattach.domain.errors import LimitExceededError
+from reattach.domain.events import Event, Output
+from reattach.domain.limits import DELTA_BYTES, RUN_LOG_BYTES
+from reattach.domain.messages import TextPart, part_chars
+from reattach.engine.base import Compacted, Delta
 from reattach.log.base import RunWriter
 from reattach.log.commit_times import CommitTimes, encode_stretch
 from reattach.records.base import LogSummary
@@ -47,8 +51,11 @@ class RunOutput:
         self._record = record
         self._stream_tokens = representation.stream_tokens
         self._hidden_types = representation.hidden_types
+        self._hides_texts = "assistant_message" in self._hidden_types
         self._clock = clock
         self._encoder = Encoder(record.run.id)
+        self._held_bytes = 0
+        """An estimate of the deltas so far: without token streaming they pile up in memory."""
         self._unsaved: list[HiddenEvent] = []
         """Hidden events that the record does not have yet."""
 
@@ -68,13 +75,29 @@ class RunOutput:
             commits=None if stretch is None else encode_stretch(stretch),
         )
 
+    async def put_delta(self, delta: Delta) -> None:
+        """Put the events of a delta of the engine.
+
+        Raises:
+            LimitExceededError: The log is full, or the answer is too large for memory.
+        """
+        self._held_bytes += _size_bytes(delta)
+        if self._held_bytes > RUN_LOG_BYTES:
+            raise LimitExceededError(
+                f"The answer exceeds {RUN_LOG_BYTES} bytes, the most that a run may hold."
+            )
+        await self.put(self.machine.on_delta(delta))
+
     async def put(self, events: Sequence[Event]) -> None:
         """Add the events to the transcript, and queue the visible ones for the log.
 
         Raises:
             LimitExceededError: The log is full. The transcript is not ahead of it.
         """
-        if not self._unsaved and not any(map(self._is_hidden, events)):  # Most events.
+        if not self._unsaved and (
+            (len(events) == 1 and self._is_shown_text(events[0]))  # Most events.
+            or not any(map(self._is_hidden, events))
+        ):
             self._put_visible(events)
             return
         for event in events:
@@ -115,8 +138,10 @@ class RunOutput:
         await self.flush()
 
     def _put_visible(self, events: Sequence[Event]) -> None:
-        self.writer.put(self._frames(events))
-        self._add(events)
+        writer = self.writer
+        writer.put(self._encoder.frames(events, after_seq=writer.last_seq))
+        for event in events:
+            self.transcript.add(event)
 
     async def _hide(self, event: Event) -> None:
         after_seq = self.writer.last_seq
@@ -133,6 +158,9 @@ class RunOutput:
             await self._record.keep_hidden(self._unsaved)
             self._unsaved = []
 
+    def _is_shown_text(self, event: Event) -> bool:
+        return type(event) is Output and type(event.parts[0]) is TextPart and not self._hides_texts
+
     def _is_hidden(self, event: Event) -> bool:
         return message_type(event) in self._hidden_types
 
@@ -143,3 +171,10 @@ class RunOutput:
     def _frames(self, visible: Sequence[Event]) -> list[bytes]:
         """Return the frames of the events for the log's next seqs."""
         return self._encoder.frames(visible, after_seq=self.writer.last_seq)
+
+
+def _size_bytes(delta: Delta) -> int:
+    """Estimate the memory of a delta."""
+    if isinstance(delta, TextPart):  # Most deltas.
+        return DELTA_BYTES + len(delta.text)
+    return DELTA_BYTES + part_chars(delta.summary if isinstance(delta, Compacted) else delta)

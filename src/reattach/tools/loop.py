@@ -96,6 +96,8 @@ class ToolLoop(Engine):
                 async for delta_or_end in deltas:
                     if isinstance(delta_or_end, Finished):
                         end = delta_or_end
+                    elif answer.passes(delta_or_end):
+                        yield delta_or_end
                     else:
                         for passed in answer.take(delta_or_end):
                             yield passed
@@ -193,12 +195,15 @@ class _Answer:
                 rule = self.offer.needs_approval(part.name, asked=part.needs_approval)
                 self.waits = self.waits or (rule and not has_returned)
 
+    def passes(self, delta: Delta) -> bool:
+        """Take a text before any call, as most deltas are, and return whether it was one."""
+        if type(delta) is not TextPart or self.stream.calls:
+            return False
+        self._texts.append(delta.text)
+        return True
+
     def take(self, delta: Delta) -> Iterator[Delta]:
         """Yield the delta with the call's allocated id and the agent's approval rule."""
-        if type(delta) is TextPart and not self.stream.calls:  # Most deltas.
-            self._texts.append(delta.text)
-            yield delta
-            return
         for delta_or_end in self.stream.take(delta):
             match delta_or_end:
                 case TextPart(text):

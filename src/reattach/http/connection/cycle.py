@@ -323,9 +323,13 @@ class Cycle:
             self._connection.write(head + _chunk(body) if head else _chunk(body))
 
     def try_write(self, body: Piece) -> bool:
-        if self.gone or self._connection.write_paused:
+        connection = self._connection
+        if self.gone or connection.write_paused:
             return False
-        self.write(body)
+        if self._chunked and not self._head and len(body) < LARGE_WRITE_BYTES:  # Most events.
+            connection.write(_chunk(body))
+        else:
+            self.write(body)
         return True
 
     def finish(self, *rest: Piece) -> None:
@@ -393,10 +397,10 @@ class _Chunks:
         self._body: Piece = b""
         self._chunk = b""
 
-    def __call__(self, body: Piece) -> bytes:
+    def encode(self, body: Piece) -> bytes:
         if body is not self._body:
             self._body, self._chunk = body, b"%x\r\n%b\r\n" % (len(body), bytes(body))
         return self._chunk
 
 
-_chunk: Final = _Chunks()
+_chunk: Final = _Chunks().encode

@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from reattach.domain.errors import StoreUnavailableError
 from reattach.log.redis.client import RedisClient
 from reattach.log.redis.scripts import Script
+from reattach.log.redis.subscriber import report_defect
 
 _CALL_RUNS: Final = 128
 """The most operations per call, which blocks Redis for under a millisecond."""
@@ -16,13 +16,17 @@ _SECOND_CALL_RUNS: Final = _CALL_RUNS // 2
 _CALL_BYTES: Final = 512 * 1024
 """The most bytes per call, for the same reason."""
 
+Answered = Callable[[Any, StoreUnavailableError | None], None]
+"""Called with the script's answer, or with the failure of the call. Must not raise."""
 
-@dataclass(frozen=True, slots=True, eq=False)
+
 class _Operation:
-    keys: tuple[bytes, ...]
-    argument: bytes | None
-    on_answer: Callable[[Any], None]
-    done: "asyncio.Future[Any]"
+    __slots__ = ("answered", "argument", "keys")
+
+    def __init__(self, keys: tuple[bytes, ...], argument: bytes | None, answered: Answered) -> None:
+        self.keys = keys
+        self.argument = argument
+        self.answered = answered
 
 
 class Batcher:
@@ -54,29 +58,38 @@ class Batcher:
         self._calls = 0
         self._drain_tasks: set[asyncio.Task[None]] = set()
 
-    def submit(
-        self, keys: tuple[bytes, ...], argument: bytes | None, on_answer: Callable[[Any], None]
-    ) -> "asyncio.Future[Any]":
-        """Queue an operation; the future gets the script's answer for these keys.
-
-        ``on_answer`` is called with the answer just before. The future fails with
-        StoreUnavailableError. If it is cancelled, the operation may still happen, and ``on_answer``
-        is still called.
-        """
-        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Operation(keys, argument, on_answer, done))
+    def submit(self, keys: tuple[bytes, ...], argument: bytes | None, answered: Answered) -> None:
+        """Queue an operation; ``answered`` is called once, in a later tick of the event loop."""
+        self._queue.append(_Operation(keys, argument, answered))
         if not self._calls or (self._calls == 1 and len(self._queue) >= _SECOND_CALL_RUNS):
             self._calls += 1
             drain = asyncio.create_task(self._drain(), name="log batch")
             self._drain_tasks.add(drain)
             drain.add_done_callback(self._drain_tasks.discard)
+
+    def future_of(self, keys: tuple[bytes, ...], argument: bytes | None) -> "asyncio.Future[Any]":
+        """Queue an operation; the future gets the script's answer for these keys.
+
+        It fails with StoreUnavailableError. If it is cancelled, the operation may still happen.
+        """
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def answered(answer: Any, failure: StoreUnavailableError | None) -> None:
+            if done.done():
+                return
+            if failure is None:
+                done.set_result(answer)
+            else:
+                done.set_exception(failure)
+
+        self.submit(keys, argument, answered)
         return done
 
     async def ask(self, keys: tuple[bytes, ...]) -> Any:
         """Return the script's answer for these keys, shared by all callers before the next call."""
         asked = self._pending_queries.get(keys)
         if asked is None:
-            asked = self._pending_queries[keys] = self.submit(keys, None, _ignore)
+            asked = self._pending_queries[keys] = self.future_of(keys, None)
             asked.add_done_callback(_mark_retrieved)
         return await asyncio.shield(asked)
 
@@ -91,15 +104,14 @@ class Batcher:
                 runs = {operation.keys[0] for operation in batch}
                 self._runs_in_flight |= runs
                 try:
-                    answers = await self._call(batch)
-                    for operation, answer in zip(batch, answers, strict=True):
-                        operation.on_answer(answer)
-                        if not operation.done.done():
-                            operation.done.set_result(answer)
+                    answers = [*zip(batch, await self._call(batch), strict=True)]
                 except BaseException as error:
                     self._fail(batch, error)
                     if not isinstance(error, StoreUnavailableError):
                         raise
+                else:
+                    for operation, answer in answers:
+                        _answer(operation, answer)
                 finally:
                     self._runs_in_flight -= runs
         finally:  # In the same tick as the last look, so that a new operation starts a new drain.
@@ -141,14 +153,21 @@ class Batcher:
         failed, self._queue = [*batch, *self._queue], []
         self._pending_queries.clear()
         for operation in failed:
-            if not operation.done.done():
-                failure = StoreUnavailableError(str(error))
-                failure.__cause__ = error
-                operation.done.set_exception(failure)
+            operation.answered(None, _unavailable(error))
 
 
-def _ignore(_answer: Any) -> None:
-    pass
+def _answer(operation: _Operation, answer: Any) -> None:
+    try:
+        operation.answered(answer, None)
+    except Exception as error:  # noqa: BLE001  the others must get their answers, and this one an end
+        report_defect(error)
+        operation.answered(None, _unavailable(error))
+
+
+def _unavailable(error: BaseException) -> StoreUnavailableError:
+    failure = StoreUnavailableError(str(error))
+    failure.__cause__ = error
+    return failure
 
 
 def _mark_retrieved(asked: "asyncio.Future[Any]") -> None:

@@ -3,8 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
-from typing import Final, cast
+from typing import Final
 
 from typing_extensions import override
 
@@ -251,39 +250,40 @@ class _RedisRunWriter(RunWriter):
         self._keys = log.keys.run(run_id)
 
     async def append(self, first_seq: Seq, frames: Sequence[bytes], *, close: bool = False) -> None:
-        error = self._error(await self._request(first_seq, tuple(frames), close=close), first_seq)
-        if error is not None:
-            raise error
+        appended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(failure: Exception | None) -> None:
+            if appended.done():
+                return
+            if failure is None:
+                appended.set_result(None)
+            else:
+                appended.set_exception(failure)
+
+        self.submit(first_seq, tuple(frames), close=close, done=done)
+        await appended
 
     @override
     def submit(
         self, first_seq: Seq, frames: Sequence[bytes], *, close: bool = False, done: Done
     ) -> "asyncio.Task[None] | None":
-        def call_done(answer: "asyncio.Future[bytes]") -> None:
-            failure = cast("Exception | None", answer.exception())
-            done(failure or self._error(answer.result(), first_seq))
-
-        self._request(first_seq, frames, close=close).add_done_callback(call_done)
-        return None
-
-    def _request(
-        self, first_seq: Seq, frames: Sequence[bytes], *, close: bool
-    ) -> "asyncio.Future[bytes]":
-        """Send an append; the future gets the answer of Redis."""
         if not frames and not close:
             raise ValueError("An append without frames must close the log.")
         self._log.check_open()
-        return self._log.append_batcher.submit(
-            self._keys,
-            pack_append(self.token, first_seq, frames, close),
-            partial(
-                self._update_tail,
-                first_seq=first_seq,
-                frames=frames,
-                close=close,
-                shown_seq=self._log.follower.shown_seq(self.run_id),
-            ),
-        )
+        shown_seq = self._log.follower.shown_seq(self.run_id)
+
+        def answered(answer: bytes, failure: StoreUnavailableError | None) -> None:
+            if failure is not None:
+                done(failure)
+                return
+            self._update_tail(
+                answer, first_seq=first_seq, frames=frames, close=close, shown_seq=shown_seq
+            )
+            done(self._error(answer, first_seq))
+
+        packed = pack_append(self.token, first_seq, frames, close)
+        self._log.append_batcher.submit(self._keys, packed, answered)
+        return None
 
     def _update_tail(
         self, answer: bytes, *, first_seq: Seq, frames: Sequence[bytes], close: bool, shown_seq: Seq
@@ -293,10 +293,11 @@ class _RedisRunWriter(RunWriter):
         run = follower.local_run(self.run_id)
         if run is None:
             return
-        kind, _, detail = answer.partition(b":")
-        if kind == b"ok":
+        if answer == b"ok":
             follower.note_appended(run, first_seq, frames, close=close)
-        elif kind == b"missing" or (kind == b"mismatch" and int(detail) < shown_seq):
+            return
+        kind, _, detail = answer.partition(b":")
+        if kind == b"missing" or (kind == b"mismatch" and int(detail) < shown_seq):
             follower.lose(run)
         elif kind == b"fenced":
             follower.disown(run)
@@ -305,10 +306,10 @@ class _RedisRunWriter(RunWriter):
 
     def _error(self, answer: bytes, first_seq: Seq) -> ReattachError | None:
         """Return the error for the answer to an append; None if it succeeded."""
+        if answer == b"ok":
+            return None
         kind, _, detail = answer.partition(b":")
         match kind:
-            case b"ok":
-                return None
             case b"fenced":
                 return fenced_error(self.run_id, self.token)
             case b"missing":

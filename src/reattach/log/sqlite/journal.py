@@ -24,7 +24,8 @@ logger = structlog.get_logger(__name__)
 _HEAD: Final = struct.Struct("<BxHIqq")
 """Kind, run id length or close flag, frame count, run number, token or seq."""
 
-_LENGTH: Final = struct.Struct("<I")
+_SINGLE_HEAD: Final = struct.Struct(_HEAD.format + "I")
+"""The head of an append of one frame, with the length of that frame."""
 
 _CREATE: Final = 1
 _TAKE_OVER: Final = 2
@@ -88,12 +89,19 @@ Change = Create | TakeOver | Append | Trim | Delete | Skip
 
 def pack(change: Change) -> bytes:
     """Return the bytes of one change. Joined changes are a batch."""
+    if isinstance(change, Append):  # Nearly all changes. A match would unpack every member of it.
+        frames = change.frames
+        if len(frames) == 1:
+            (frame,) = frames
+            return b"%b%b" % (
+                _SINGLE_HEAD.pack(
+                    _APPEND, change.close, 1, change.number, change.first_seq, len(frame)
+                ),
+                frame,
+            )
+        head = _HEAD.pack(_APPEND, change.close, len(frames), change.number, change.first_seq)
+        return b"".join((head, pack_numbers([len(frame) for frame in frames]), *frames))
     match change:
-        case Append(number, first_seq, frames, close):
-            head = _HEAD.pack(_APPEND, close, len(frames), number, first_seq)
-            if len(frames) == 1:  # The most frequent change by far.
-                return head + _LENGTH.pack(len(frames[0])) + frames[0]
-            return b"".join((head, pack_numbers([len(frame) for frame in frames]), *frames))
         case Create(number, token, run_id, first_seq):
             name = run_id.encode()
             if first_seq == 1:

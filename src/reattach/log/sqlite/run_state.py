@@ -96,10 +96,12 @@ class RunState:
     def expect(self, operation: Operation) -> None:
         """Add ``operation`` to those in flight and update the expected state."""
         self.in_flight.append(operation)
-        match operation.change:
-            case Append(_, first_seq, frames, close):
-                self.expected_last_seq = first_seq + len(frames) - 1
-                self.expected_closed = close
+        change = operation.change
+        if isinstance(change, Append):  # As in ``journal.pack``.
+            self.expected_last_seq = change.first_seq + len(change.frames) - 1
+            self.expected_closed = change.close
+            return
+        match change:
             case TakeOver(_, token):
                 self.expected_token = token
             case Skip(_, token, first_seq):
@@ -133,16 +135,18 @@ class RunState:
 
         A Delete is not applied here, because it removes the whole run.
         """
+        if isinstance(change, Append):  # As in ``journal.pack``.
+            frames, close = change.frames, change.close
+            known = self.tail.last_seq + 1 - change.first_seq
+            if known > 0:
+                frames = frames[known:]
+            elif known < 0:  # The changes in between are damaged.
+                self._skip(self.token, change.first_seq)
+            if not frames and close <= self.tail.closed:
+                return False
+            self.tail.extend(frames, close=close)
+            return True
         match change:
-            case Append(_, first_seq, frames, close):
-                known = self.tail.last_seq + 1 - first_seq
-                if known > 0:
-                    frames = frames[known:]
-                elif known < 0:  # The changes in between are damaged.
-                    self._skip(self.token, first_seq)
-                if not frames and close <= self.tail.closed:
-                    return False
-                self.tail.extend(frames, close=close)
             case Create():
                 if self.created:
                     return False

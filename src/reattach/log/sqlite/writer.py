@@ -70,18 +70,19 @@ class Writer:
         self._thread.start()
 
     def submit(self, operation: Operation) -> None:
-        self._schedule_tick_end()
+        if not self._is_tick_end_scheduled:
+            self._schedule_tick_end()
         self._submitted.append(operation)
 
     def after_tick(self, call: Callable[[], None]) -> None:
         """Call ``call`` at the end of this tick, before the operations go to the thread."""
-        self._schedule_tick_end()
+        if not self._is_tick_end_scheduled:
+            self._schedule_tick_end()
         self._calls.append(call)
 
     def _schedule_tick_end(self) -> None:
-        if not self._is_tick_end_scheduled:
-            self._is_tick_end_scheduled = True
-            self._loop.call_soon(self._end_tick)
+        self._is_tick_end_scheduled = True
+        self._loop.call_soon(self._end_tick)
 
     def _end_tick(self) -> None:
         calls, self._calls = self._calls, []
