@@ -131,9 +131,10 @@ def test_a_client_without_a_name_has_an_empty_one() -> None:
     assert client_of({"headers": []}) == ""
 
 
+@pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("ends", ["expires", "is revoked"])
 async def test_the_reason_says_whether_a_token_expired_or_was_revoked(
-    live: LiveServer, ends: str
+    live: LiveServer, ends: str, many: bool
 ) -> None:
     cuts: list[CutOff] = []
     live.context.runs.readers.on_cut(cuts.append)
@@ -141,7 +142,11 @@ async def test_the_reason_says_whether_a_token_expired_or_was_revoked(
     asked = {"run_id": run_id, "scope": "read", "expires_in_seconds": 300}
     token = (await live.client.post("/v1/tokens", json=asked)).json()
     headers = {"Authorization": f"Bearer {token['token']}"}
-    async with live.stream(f"/v1/runs/{run_id}/stream", {}, headers=headers):
+    path, body = f"/v1/runs/{run_id}/stream", {}
+    if many:
+        path = "/v1/streams"
+        body = {"runs": [{"run_id": run_id, "starting_after": 0}]}
+    async with live.stream(path, body, headers=headers):
         await eventually(lambda: has_all(live.context.runs.readers))
         if ends == "expires":
             live.clock.skipped_seconds += 301

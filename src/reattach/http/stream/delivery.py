@@ -17,7 +17,7 @@ from reattach.http.stream.body import AsgiBody, Connection, Piece
 from reattach.http.stream.framing import LETTA, Framing
 from reattach.log.base import Slice
 from reattach.runs.following.follow import Expiry, Following, Target
-from reattach.runs.following.readers import CutReason
+from reattach.runs.following.readers import CutReason, loss_of_rights
 from reattach.runs.service import RunService
 
 logger = structlog.get_logger(__name__)
@@ -190,10 +190,8 @@ class Delivery(ABC):
         return True
 
     def _cut_off_without_rights(self) -> bool:
-        token_ends_at = self.following.token_ends_at
-        if token_ends_at is not None and self._job.clock.now() >= token_ends_at:
-            return self._cut_off(CutReason.TOKEN_EXPIRED, "its token has expired")
-        return self._cut_off(CutReason.REVOKED, "its key was revoked or has expired")
+        lost = loss_of_rights(self.following.token_ends_at, self._job.clock.now())
+        return self._cut_off(*lost)
 
     def _cut_off(self, reason: CutReason, detail: str) -> bool:
         """Note why the stream ends early, and return how, as ``advance`` then does."""

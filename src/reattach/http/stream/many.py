@@ -32,7 +32,7 @@ from reattach.http.stream.response import require_background
 from reattach.http.stream.resumes import count_failed_resume, count_resume
 from reattach.log.base import Slice
 from reattach.runs.following.follow import Following, Target
-from reattach.runs.following.readers import CutReason, Transport
+from reattach.runs.following.readers import CutReason, Transport, loss_of_rights
 from reattach.runs.service import RunService
 from reattach.wire.event_source import KEEPALIVE, EventIds, error_frame, ping_frame
 from reattach.wire.letta import head
@@ -237,6 +237,13 @@ class ManyDelivery:
             self._job.runs.readers.remove(following)
             await following.aclose()
 
+    def _cut_off_without_rights(self) -> bool:
+        access = self._access
+        token_ends_at = None
+        if access is not None and access.claims is not None:
+            token_ends_at = access.expires_at
+        return self._cut_off(*loss_of_rights(token_ends_at, self._job.clock.now()))
+
     def _cut_off(self, reason: CutReason, detail: str) -> bool:
         """Note for each run why the body ends early, and return False."""
         for member in self._members:
@@ -318,7 +325,7 @@ class ManyDelivery:
             if body.gone:
                 return False
             if self._revoked:
-                return self._cut_off(CutReason.REVOKED, "its key was revoked or has expired")
+                return self._cut_off_without_rights()
             if self._keepalive_due and not self._pending:
                 self._put(self._keepalive())
             if self._pending:

@@ -52,6 +52,13 @@ class CutReason(StrEnum):
     """A fault of the server."""
 
 
+def loss_of_rights(token_ends_at: datetime | None, now: datetime) -> tuple[CutReason, str]:
+    """Return why a reader may not read on, also in words; None: it has no stream token."""
+    if token_ends_at is not None and now >= token_ends_at:
+        return CutReason.TOKEN_EXPIRED, "its token has expired"
+    return CutReason.REVOKED, "its key was revoked or has expired"
+
+
 class Reader(Struct, frozen=True):
     """One reader of one run at present."""
 
