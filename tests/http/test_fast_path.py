@@ -93,7 +93,7 @@ async def test_a_usual_resume_is_answered_past_the_routing_in_the_same_bytes(
     ]
     short = [await app.asked(body, path=path) for path, body in asked]
     assert app.long_ways == 0
-    app.api.fast_path = None  # type: ignore[attr-defined]
+    app.api.fast_path = None
     assert [await app.asked(body, path=path) for path, body in asked] == short
     assert app.long_ways == len(asked)
     assert b"".join(message.get("body", b"") for message in short[0]).endswith(b"[DONE]\n\n")
@@ -144,7 +144,7 @@ async def test_unusual_requests_are_answered_by_the_regular_routes(
         asked["path"] = f"/v1/runs/{ended[1]}/stream/"
     first = await app.asked(**asked)
     assert app.long_ways == 1
-    app.api.fast_path = None  # type: ignore[attr-defined]
+    app.api.fast_path = None
     assert await app.asked(**asked) == first
 
 
@@ -285,7 +285,7 @@ async def test_a_damaged_log_is_reported_in_the_same_way_on_both_ways(tmp_path: 
     async with listening(tmp_path) as live:
         app = App(live)
         short = await app.asked(path=f"/v1/runs/{run}/stream")
-        app.api.fast_path = None  # type: ignore[attr-defined]
+        app.api.fast_path = None
         assert await app.asked(path=f"/v1/runs/{run}/stream") == short
         assert short[0]["status"] == 410
         assert b'"events_lost"' in short[1]["body"]

@@ -57,6 +57,7 @@ from reattach.http.errors import (
 from reattach.http.fast_path import FastPath
 from reattach.http.findings import Checks, Findings
 from reattach.http.front import landing, server
+from reattach.http.instant import InstantResumes
 from reattach.http.middleware.access_log import AccessLog
 from reattach.http.middleware.auth import OPEN_PATHS, Authentication, Authenticator
 from reattach.http.middleware.body_limit import BodyLimit
@@ -142,6 +143,10 @@ class Api(FastAPI):
 
     fast_path: FastPath | None = None
 
+    instant: InstantResumes | None = None
+    """Answers resumes before they reach the application. None if its requests are observed, or if
+    the records are no file."""
+
     outer: ASGIApp | None = None
     """The access log and the traces around ``answer``, if they are on."""
 
@@ -194,9 +199,7 @@ class Api(FastAPI):
         return self.openapi_schema
 
 
-def create_app(
-    context: Context, *, open_to_all: bool = False, checks: Checks | None = None
-) -> FastAPI:
+def create_app(context: Context, *, open_to_all: bool = False, checks: Checks | None = None) -> Api:
     """Return the ASGI application over the parts of a server, which it neither opens nor closes.
 
     It has no lifespan of its own and can be mounted into another application. As long as no API key
@@ -253,6 +256,8 @@ def create_app(
     app.state.dialect_sends, app.state.ai_sdk_replays = DialectSends(context), Replays()
     app.fast_path = FastPath(context, authenticator)
     app.outer = _observed(app.answer, context)
+    if app.outer == app.answer and not context.records.shared:
+        app.instant = InstantResumes(context, authenticator)
     return app
 
 

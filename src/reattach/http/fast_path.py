@@ -50,7 +50,7 @@ class FastPath:
         if place is None or scope["method"] != "POST" or scope.get("query_string"):
             return receive
         headers = dict(scope["headers"])
-        if not _is_usual(headers) or len(headers) != len(scope["headers"]):
+        if not is_usual(headers) or len(headers) != len(scope["headers"]):
             return receive
         message = await receive()
         if message["type"] != "http.request" or message.get("more_body"):  # It is not complete.
@@ -77,7 +77,8 @@ class FastPath:
         return None if error is None else _replay(message, receive)
 
 
-def _is_usual(headers: dict[bytes, bytes]) -> bool:
+def is_usual(headers: dict[bytes, bytes]) -> bool:
+    """Return whether a request with these headers may take the fast path."""
     length = headers.get(b"content-length", b"")
     return (
         headers.get(b"content-type") == b"application/json"

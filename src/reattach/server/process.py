@@ -160,7 +160,7 @@ class _Server(uvicorn.Server):
         )
         meters = context.meters
         self._endpoint = Endpoint(
-            cast("ASGIApp", app), self.server_state, watch, self._capacity, meters
+            cast("ASGIApp", app), self.server_state, watch, self._capacity, meters, app.instant
         )
         self._refusals = Refusals(
             self.server_state,

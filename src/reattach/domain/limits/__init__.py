@@ -18,6 +18,12 @@ LARGE_WRITE_BYTES: Final = 16 * 1024
 FAST_PATH_BODY_BYTES: Final = 4096
 """The largest resume body that the fast path answers; SDKs send far less."""
 
+KNOWN_HEADERS: Final = 1024
+"""Headers of resumes whose facts are kept: some hundred bytes for each."""
+
+KNOWN_HEADERS_BYTES: Final = 4096
+"""The largest headers of a resume that is answered at once; clients send a few hundred bytes."""
+
 REPLAY_TURN_BYTES: Final = 4 * REPLAY_SLICE_BYTES
 """Bytes that a replay writes before it yields to the event loop."""
 

@@ -47,6 +47,22 @@ class Counted(Protocol):
         """Stop counting a connection from the address."""
 
 
+class Instant(Protocol):
+    """Answers some requests in the callback that reads them, without the application."""
+
+    def answer(
+        self,
+        data: bytes,
+        client: tuple[str, int],
+        server: tuple[str, int] | None,
+        default_headers: Headers,
+    ) -> tuple[bytes, int] | None:
+        """Return the whole response to the request that ``data`` begins with, and its length.
+
+        The connection stays open after it. None: the application answers.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """State shared by all connections of a server."""
@@ -56,6 +72,7 @@ class Endpoint:
     watch: Watch
     capacity: Counted
     meters: Meters = field(default_factory=Meters)
+    instant: Instant | None = None
 
 
 class HttpConnection(asyncio.Protocol):
@@ -220,6 +237,9 @@ class HttpConnection(asyncio.Protocol):
     def _read_head(self, data: bytes) -> bytes | None:
         head = self._head
         if head is None:
+            rest = self._answer_at_once(data)
+            if rest is not None:
+                return rest
             head = self._head = Head()
         had_begun = head.has_begun
         rest = head.feed(data)
@@ -232,6 +252,26 @@ class HttpConnection(asyncio.Protocol):
         if not rest:
             self.expect_body()
         return rest
+
+    def _answer_at_once(self, data: bytes) -> bytes | None:
+        """Answer the request that ``data`` begins with, and return the bytes after it.
+
+        None if that is not possible.
+        """
+        endpoint = self._endpoint
+        if endpoint.instant is None or self.write_paused or self._transport.is_closing():
+            return None
+        answered = endpoint.instant.answer(
+            data, self._client, self._server, endpoint.state.default_headers
+        )
+        if answered is None:
+            return None
+        response, length = answered
+        self._cycle = None
+        self._enter(State.IDLE)
+        self.write(response)
+        endpoint.state.total_requests += 1
+        return data[length:]
 
     def _begin(self, head: Head) -> None:
         """Run the application for a request with a complete head."""

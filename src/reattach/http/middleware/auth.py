@@ -10,7 +10,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -29,7 +29,12 @@ from reattach.domain.stream_tokens import is_stream_token
 from reattach.http.errors import error_response
 from reattach.http.middleware.access import ACCESS, Access, AccessWatch, TokenAccess
 from reattach.http.middleware.key_uses import KeyUses
-from reattach.http.middleware.loopback import require_direct_loopback
+from reattach.http.middleware.loopback import (
+    Address,
+    are_both_here,
+    require_direct_headers,
+    require_direct_loopback,
+)
 from reattach.http.middleware.pages import Pages
 from reattach.http.middleware.quotas import Quotas
 from reattach.http.middleware.refusals import Audit
@@ -49,6 +54,15 @@ OPEN_PATHS: Final = frozenset(
     }
 )
 """Paths that need no key."""
+
+
+class Credentials(NamedTuple):
+    """The facts of a request's headers by which ``known_access`` answers."""
+
+    key_digest: bytes | None
+    """None without a key."""
+    is_direct: bool
+    """They are those of a direct request to a loopback name, and of no page of elsewhere."""
 
 
 class Authenticator:
@@ -120,7 +134,7 @@ class Authenticator:
             return self._keyless
         if not is_bearer or not secret or len(secret) > MAX_API_KEY_CHARS:
             raise await self._refusal(scope, secret)
-        digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+        digest = _digest_of(secret)
         now = self._clock.monotonic_seconds()
         known = self._known.get(digest, now)
         if known is not None:
@@ -131,6 +145,35 @@ class Authenticator:
         if access is None:
             raise await self._refusal(scope, secret)
         return access
+
+    def credentials(self, headers: Mapping[bytes, bytes]) -> Credentials | None:
+        """Return the facts of these headers, which never change; None if they have a token."""
+        scheme, _, secret = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        secret = secret.strip()
+        if is_stream_token(secret):
+            return None
+        is_key = scheme.lower() == "bearer" and 0 < len(secret) <= MAX_API_KEY_CHARS
+        try:
+            require_direct_headers(headers)
+            self._pages.require_local(headers)
+            is_direct = True
+        except ReattachError:
+            is_direct = False
+        return Credentials(_digest_of(secret) if is_key else None, is_direct)
+
+    def known_access(
+        self, credentials: Credentials, client: Address, server: Address | None
+    ) -> Access | None:
+        """Return the rights of a request without a token in its query, by recent look-ups alone.
+
+        None: ``access`` decides, with or without a look-up.
+        """
+        now = self._clock.monotonic_seconds()
+        if self._may_be_open and not self._has_keys:
+            is_here = self._open_to_all or (credentials.is_direct and are_both_here(client, server))
+            return self._keyless if is_here and now < self._keyless_until else None
+        digest = credentials.key_digest
+        return None if digest is None else self._known.get(digest, now)
 
     async def is_open_to(self, scope: Scope) -> bool:
         """Return whether the request comes from this machine, and needs no key there."""
@@ -187,6 +230,10 @@ class Authenticator:
             return True
         self._keyless_until = now + KEY_CACHE_SECONDS
         return False
+
+
+def _digest_of(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 def _is_from(origin: str | None, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:

@@ -13,6 +13,9 @@ from starlette.types import Scope
 
 from reattach.domain.errors import MisdirectedError, NotOnThisMachineError
 
+Address = tuple[str, int | None]
+"""The host and port of one end of a connection."""
+
 _FORWARDING: Final = re.compile(
     rb"forwarded|client[-_]ip|connecting[-_]ip|real[-_]ip|proxyuser[-_]ip|external[-_]address"
     rb"|^x[-_]original[-_]|^via$|^cdn[-_]loop$"
@@ -29,14 +32,36 @@ def require_direct_loopback(scope: Scope, headers: Mapping[bytes, bytes]) -> Non
 
     Raises NotOnThisMachineError, MisdirectedError.
     """
-    for name in headers:
-        if _FORWARDING.search(name):
-            shown = name.decode("latin-1")[:100]
-            raise NotOnThisMachineError(f"a proxy forwarded this request (header '{shown}')")
+    _require_no_proxy(headers)
     if not _is_here(scope.get("client")):
         raise NotOnThisMachineError("this request comes from another or an unknown address")
     if not _is_here(scope.get("server")):
         raise NotOnThisMachineError("this request used an address that other machines can reach")
+    _require_loopback_host(headers)
+
+
+def require_direct_headers(headers: Mapping[bytes, bytes]) -> None:
+    """Accept the headers of a request that ``require_direct_loopback`` accepts on a loopback.
+
+    Raises NotOnThisMachineError, MisdirectedError.
+    """
+    _require_no_proxy(headers)
+    _require_loopback_host(headers)
+
+
+def are_both_here(client: Address | None, server: Address | None) -> bool:
+    """Return whether both ends of a connection are loopback."""
+    return _is_here(client) and _is_here(server)
+
+
+def _require_no_proxy(headers: Mapping[bytes, bytes]) -> None:
+    for name in headers:
+        if _FORWARDING.search(name):
+            shown = name.decode("latin-1")[:100]
+            raise NotOnThisMachineError(f"a proxy forwarded this request (header '{shown}')")
+
+
+def _require_loopback_host(headers: Mapping[bytes, bytes]) -> None:
     host = headers.get(b"host", b"").decode("latin-1")
     if not is_loopback_host(host):
         raise MisdirectedError(host)
@@ -47,7 +72,7 @@ def is_loopback_host(host: str) -> bool:
     return is_loopback(_without_port(host))
 
 
-def _is_here(end: tuple[str, int | None] | None) -> bool:
+def _is_here(end: Address | None) -> bool:
     return end is not None and (end[0] in _USUAL or is_loopback(end[0]))
 
 

@@ -207,7 +207,21 @@ class Database:
         self, statement: PreparedStatement, **values: object
     ) -> Sequence[Sequence[Any]]:
         """Return the rows of a prepared statement, as a short read of its own."""
-        return await self.in_short_read(statement.rows, values)
+        rows = self.run_at_once(statement, values)
+        return await self.in_read(statement.rows, values) if rows is None else rows
+
+    def run_at_once(
+        self, statement: PreparedStatement, values: Mapping[str, object]
+    ) -> Sequence[Sequence[Any]] | None:
+        """Return the rows of a prepared statement, or None if only a thread can read them.
+
+        One statement needs no BEGIN.
+        """
+        if self._loop_connection is not None:
+            # A thread may wait for a lock and reports the error; the event loop must not.
+            with suppress(DBAPIError, sqlite3.Error, ValueError, OverflowError):
+                return statement.rows(self._loop_connection, values)
+        return None
 
     async def tidy(self) -> None:
         """Empty the WAL of a SQLite file, which may hold deleted text. To be called regularly."""
