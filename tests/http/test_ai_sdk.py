@@ -115,6 +115,20 @@ async def test_a_message_that_is_sent_again_gets_its_run(client: Client) -> None
     assert list(other.json())[:2] == ["code", "detail"]
 
 
+async def test_a_chat_that_sends_its_last_message_again_gets_its_run_unless_that_failed(
+    client: Client,
+) -> None:
+    """As ``sendMessage()`` without a message does, which names the last one as edited."""
+    await client.send("one")
+    first = await client.send("two", message_id="m")
+    assert await client.send("two", message_id="m", messageId="m") == first
+    assert len(await client.live.run_ids(agent_id=client.agent_id)) == 2
+    failed = await client.send("[chunks=2][fail=1]", message_id="f")
+    again = await client.send("[chunks=2][fail=1]", message_id="f", messageId="f")
+    assert again[0]["messageId"] != failed[0]["messageId"]
+    assert len(await client.live.run_ids(agent_id=client.agent_id)) == 4
+
+
 async def test_an_answer_that_ended_is_streamed_again_until_somebody_lists_it(
     client: Client,
 ) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from reattach.agent.turns import system_prompt
 from reattach.domain.errors import InvalidArgumentError
+from reattach.domain.events import RunStatus
 from reattach.domain.limits.requests import MAX_PAGE_ITEMS
 from reattach.domain.messages import Message, Role
 from reattach.domain.prompt import system_message
@@ -32,9 +33,11 @@ class Branch:
 
 
 async def branch_at(
-    context: Context, chat: Chat, agent: Agent, message_id: str, sent: Message
+    context: Context, chat: Chat, agent: Agent, message_id: str, sent: Message, *, edits: bool
 ) -> Branch:
     """Return how a chat continues when the message ``message_id`` and all after it are replaced.
+
+    ``edits`` is false if only another answer to the same message is wanted.
 
     Raises:
         InvalidArgumentError: The chat is named by its conversation, so it cannot move to a fork.
@@ -43,7 +46,7 @@ async def branch_at(
     replaced = newest[0] if newest else None
     if chat.conversation is None or chat.thread is None:
         return Branch(replaced, None, is_repeated=False)
-    if replaced is not None and replaced.status.is_active and _is_again(replaced, message_id, sent):
+    if replaced is not None and _is_same(replaced, message_id, sent, edits=edits):
         return Branch(replaced, None, is_repeated=True)
     before, found = await _before(context, chat, message_id)
     if not found and not (replaced is not None and _has(replaced, message_id)):
@@ -96,11 +99,18 @@ def _has(run: Run, message_id: str) -> bool:
     return any(shown_id(message) == message_id for message in run.input)
 
 
-def _is_again(run: Run, message_id: str, sent: Message) -> bool:
-    """Return whether the run was started by a request to replace the same message."""
-    return any(
-        shown_id(message) == message_id
-        and (message.otid or "").startswith("ai-sdk:again-")
-        and message.parts == sent.parts
+def _is_same(run: Run, message_id: str, sent: Message, *, edits: bool) -> bool:
+    """Return whether the run was started by the same request.
+
+    A chat names the message as edited also when it sends the last one again, unchanged. A run that
+    ended without an answer is not what it wants then.
+    """
+    begun = [
+        message
         for message in run.input
-    )
+        if shown_id(message) == message_id and message.parts == sent.parts
+    ]
+    if edits:
+        return bool(begun) and (run.status.is_active or run.status is RunStatus.COMPLETED)
+    replaces = any((message.otid or "").startswith("ai-sdk:again-") for message in begun)
+    return run.status.is_active and replaces

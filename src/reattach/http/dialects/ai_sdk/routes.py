@@ -148,7 +148,8 @@ async def _message(
     messages: list[Message] = [message]
     given: dict[str, Any] = {} if sent.metadata is None else {METADATA: sent.metadata}
     if body.trigger == "regenerate-message" or body.message_id == sent.id:
-        branch = await branch_at(context, chat, agent, sent.id, message)
+        edits = body.trigger == "submit-message"
+        branch = await branch_at(context, chat, agent, sent.id, message, edits=edits)
         if branch.is_repeated and branch.replaced is not None:
             return branch.replaced
         opening, replaced = branch.opening, branch.replaced
