@@ -24,7 +24,7 @@ from bench import (
 )
 from bench.browser import page
 from bench.clients import table as clients
-from bench.dialects import costs
+from bench.dialects import costs, matrix
 from bench.faults import chaos, handover, repeated, siege
 from bench.measuring.load import CACHE, program
 from bench.measuring.results import Chapter, write
@@ -61,6 +61,8 @@ OF_CLUSTERS: Mapping[str, tuple[str, Callable[[Options], None]]] = {
                 chaos.rolling),
     "clients": ("what a user of each client sees when something breaks", clients.main),
     "dialects": ("an event in each dialect, live and replayed: CPU", costs.main),
+    "matrix": ("every client over cuts, reloads, retries, cancels, approvals and errors",
+               matrix.main),
     "page": ("the server's page in a browser: size, first paint, script time, heap", page.main),
     "handover": ("from the stop or death of a server to the next event of its runs",
                  handover.main),
@@ -180,13 +182,13 @@ def _parser() -> argparse.ArgumentParser:
     of_faults.add_argument(
         "--only",
         default="",
-        help="inject only faults whose name contains this word",
+        help="only faults and situations whose name contains this word",
         metavar="WORD",
     )
     of_faults.add_argument(
         "--table",
         default="",
-        help="file to write the table of faults or of clients to",
+        help="file to write the table of faults or of clients to, or the matrix",
         metavar="FILE",
     )
     return parser

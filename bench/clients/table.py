@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -10,12 +10,12 @@ from typing import Final
 from bench.clients.clients import ENDED, UNEXPLAINED, Client, View, clients
 from bench.clients.faults import FAULTS, Fault
 from bench.clients.scene import LIMIT_SECONDS, Scene, until
+from bench.measuring.cells import CellTable
 from bench.measuring.load import SpoiledError
 from bench.measuring.results import NO_FIGURE
 from bench.options import Options
 
-BEGIN: Final = "<!-- Written by `scripts/bench clients`. -->\n"
-END: Final = "<!-- End of the table. -->\n"
+TABLE: Final = CellTable("clients")
 
 ALL: Final = "all, once"
 HANGS: Final = "hangs"
@@ -25,8 +25,6 @@ FIRST_WORDS: Final = 10
 TRIES: Final = 3
 
 Made = Callable[[], Client]
-Cells = Mapping[tuple[str, str], str]
-"""The texts of the table, by client and fault."""
 
 
 def observe(make: Made, fault: Fault) -> str:
@@ -103,47 +101,6 @@ def described(view: View, answer: str) -> str:
     return "; ".join([f"**{lost} words lost, {doubled} doubled**", *([end] if end else [])])
 
 
-def table(found: Cells) -> str:
-    """Format what was found, by client and fault, as a markdown table."""
-    names = list(dict.fromkeys(name for name, _ in found))
-    faults = list(dict.fromkeys(fault for _, fault in found))
-    rows = [
-        ["Client", *faults],
-        ["---"] * (1 + len(faults)),
-        *([name, *(found[name, fault] for fault in faults)] for name in names),
-    ]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def cells_of(page: str) -> Cells:
-    """Return the cells of the table between the marks of a page."""
-    lines = page.partition(BEGIN)[2].partition(END)[0].strip().splitlines()
-    rows = [line.strip("| ").split(" | ") for line in lines]
-    if not rows:
-        return {}
-    (_, *faults), _, *rest = rows
-    return {
-        (name, fault): cell
-        for name, *cells in rest
-        for fault, cell in zip(faults, cells, strict=True)
-    }
-
-
-def write(found: Cells, file: Path, names: Sequence[str]) -> None:
-    """Put the cells into the table between the marks of a page, in the order of the clients' names.
-
-    Cells of other clients and faults stay.
-    """
-    page = file.read_text("utf-8")
-    before, mark, rest = page.partition(BEGIN)
-    if not mark:
-        raise SystemExit(f"bench: {file} has no line {BEGIN.strip()!r} for the table.")
-    cells = {**cells_of(page), **found}
-    order = [(name, fault.name) for name in names for fault in FAULTS]
-    text = table({place: cells[place] for place in order if place in cells})
-    file.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", "utf-8")
-
-
 def main(options: Options) -> None:
     """Print the table, and write it into the page that ``--table`` names."""
     faults = [fault for fault in FAULTS if options.only in fault.name]
@@ -161,8 +118,9 @@ def main(options: Options) -> None:
                     found[name, fault.name] = seen = NO_FIGURE
                     missing.append(f"{name}, {fault.name}: {error}")
                 print(f"  {name}, {fault.name}: {seen}", flush=True)
-    print(f"\n{table(found)}")
+    print(f"\n{TABLE.printed(found)}")
     if missing:
         raise SystemExit("\n".join(["Without a result:", *missing]))
     if options.table:
-        write(found, Path(options.table), names)
+        order = [(name, fault.name) for name in names for fault in FAULTS]
+        TABLE.write(found, Path(options.table), order)

@@ -9,7 +9,8 @@ import pytest
 
 from bench.clients.clients import ENDED, UNEXPLAINED, View, clients
 from bench.clients.faults import FAULTS
-from bench.clients.table import BEGIN, END, cells_of, described, observed, table, write
+from bench.clients.table import TABLE, described, observed
+from bench.measuring.cells import END
 from tests.support.javascript_client import require_client
 
 PAGE = Path(__file__).parents[2] / "docs" / "survival.md"
@@ -43,17 +44,17 @@ def test_words_that_are_lost_or_doubled_are_counted(text: str, end: str | None, 
 
 def test_a_table_replaces_the_same_cells_of_a_page_and_keeps_the_others(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n\n{BEGIN}{END}after\n", "utf-8")
-    names = ["one", "two"]
-    write({("two", "cut"): "all, once"}, page, names)
-    write({("one", "cut"): "hangs"}, page, names)
-    write({("one", "cut"): "all, once"}, page, names)
-    new = table({("one", "cut"): "all, once", ("two", "cut"): "all, once"})
-    assert page.read_text("utf-8") == f"before\n\n{BEGIN}\n{new}\n{END}after\n"
+    page.write_text(f"before\n\n{TABLE.begin}{END}after\n", "utf-8")
+    order = [("one", "cut"), ("two", "cut")]
+    TABLE.write({("two", "cut"): "all, once"}, page, order)
+    TABLE.write({("one", "cut"): "hangs"}, page, order)
+    TABLE.write({("one", "cut"): "all, once"}, page, order)
+    new = TABLE.printed({("one", "cut"): "all, once", ("two", "cut"): "all, once"})
+    assert page.read_text("utf-8") == f"before\n\n{TABLE.begin}\n{new}\n{END}after\n"
 
 
 def test_the_table_of_the_docs_has_every_client_and_fault_and_nothing_is_lost_or_doubled() -> None:
-    cells = cells_of(PAGE.read_text("utf-8"))
+    cells = TABLE.cells_of(PAGE.read_text("utf-8"))
     with clients() as makers:
         assert list(cells) == [(name, fault.name) for name in makers for fault in FAULTS]
     assert not [cell for cell in cells.values() if re.search(r"lost|doubled|hangs", cell)]

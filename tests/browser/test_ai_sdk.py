@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -13,16 +12,12 @@ import pytest
 
 from reattach.testing.programs.relay import Relay
 from reattach.testing.programs.server import ServerProcess
+from tests.browser.bundle import bundled
 from tests.clients.conftest import scripted_server
-from tests.dialects.node_programs import DIRECTORY, require_node
-from tests.support.browser import DIRECTORY as BROWSER
 from tests.support.browser import Browser, Page, PageServer
-from tests.support.javascript_client import PACKAGE, require_client
-from tests.support.missing import skip_or_fail
 from tests.support.threads import raw_client
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
-_BUILD_SECONDS: Final = 60.0
 _MAIN: Final = """
 import { StrictMode } from "react";
 import { createRoot } from "react-dom/client";
@@ -44,38 +39,11 @@ _ENDLESS: Final = "[chunks=5000][rate=50]"
 
 def built(folder: Path, docs: str) -> dict[str, str | bytes]:
     """Build the component of a page of the documentation, and return files by path."""
-    require_client()
-    node = require_node("@ai-sdk/react7")
-    if not (BROWSER / "node_modules/react-dom").is_dir():
-        skip_or_fail("React is not installed: run scripts/setup")
     found = re.search(r"```jsx\n(.*?)```", (DOCS / docs).read_text(), re.DOTALL)
     assert found is not None
     (folder / "chat.jsx").write_text(found[1])
     (folder / "main.jsx").write_text(_MAIN)
-    modules = folder / "node_modules"
-    (modules / "@ai-sdk").mkdir(parents=True)
-    clients = DIRECTORY / "node_modules"
-    (modules / "@ai-sdk/react").symlink_to(clients / "@ai-sdk/react7", target_is_directory=True)
-    (modules / "ai").symlink_to(clients / "ai7", target_is_directory=True)
-    (modules / "@assistant-ui").symlink_to(clients / "@assistant-ui", target_is_directory=True)
-    react = BROWSER / "node_modules"
-    command = [
-        node,
-        str(PACKAGE / "node_modules/esbuild/bin/esbuild"),
-        "main.jsx",
-        "--bundle",
-        "--format=esm",
-        "--jsx=automatic",
-        f"--alias:react={react / 'react'}",  # One React, whichever package asks for it.
-        f"--alias:react-dom={react / 'react-dom'}",
-        f"--outfile={folder / 'main.js'}",
-    ]
-    ran = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False, timeout=_BUILD_SECONDS
-    )
-    assert ran.returncode == 0, ran.stderr
-    html = '<!doctype html><div id="root"></div><script type="module" src="/main.js"></script>'
-    return {"/": html, "/main.js": (folder / "main.js").read_bytes()}
+    return bundled(folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A Node program in a process of its own that makes requested calls, several at a time."""
+"""A program in a process of its own that makes requested calls, several at a time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import queue
 import subprocess
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -25,12 +26,12 @@ class Answered(Protocol):
 C = TypeVar("C", bound=Answered)
 
 
-class NodeDriver(Closing):
-    """The process of ``driver.mjs`` in a folder; it reads and prints a line of JSON at a time."""
+class ProgramDriver(Closing):
+    """The process of a command; it reads and prints a line of JSON at a time."""
 
-    def __init__(self, node: str, directory: Path) -> None:
+    def __init__(self, command: Sequence[str], directory: Path) -> None:
         self._process = subprocess.Popen(
-            [node, "driver.mjs"],
+            command,
             cwd=directory,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -63,3 +64,10 @@ class NodeDriver(Closing):
         for text in self._process.stdout:
             line = json.loads(text)
             self._calls[line.pop("id")].lines.put(line)
+
+
+class NodeDriver(ProgramDriver):
+    """The process of ``driver.mjs`` in a folder."""
+
+    def __init__(self, node: str, directory: Path) -> None:
+        super().__init__([node, "driver.mjs"], directory)

@@ -1,11 +1,11 @@
 // The clients of AG-UI and CopilotKit against a server: `node ag_ui.mjs URL AGENTS`, where AGENTS is a JSON object
 // with the agent of each scenario. Prints one JSON object with the outcome of each.
-import { readFileSync, renameSync, writeFileSync } from "node:fs";
-
 import { HttpAgent as HttpAgent1 } from "@ag-ui/client";
 import { EventSchema } from "@ag-ui/core/schemas";
 import { CopilotKitCore } from "@copilotkit/core";
 import { HttpAgent as HttpAgent0 } from "ag-ui-0";
+
+import { documented } from "./documented.mjs";
 
 const VERSIONS = { "0.0.59": HttpAgent0, "1.0.0": HttpAgent1 };
 const [url, agents] = process.argv.slice(2);
@@ -186,19 +186,8 @@ const scenarios = {
     },
 };
 
-/** Returns the block of docs/ag-ui.md that exports `name`. */
-async function documented(name) {
-    const page = readFileSync(new URL("../../../docs/ag-ui.md", import.meta.url), "utf-8");
-    const blocks = [...page.matchAll(/```js\n([^]*?)```/g)].map((block) => block[1]);
-    const file = new URL(`node_modules/.${name}.mjs`, import.meta.url);
-    const own = new URL(`${file.href}.${process.pid}`);
-    writeFileSync(own, blocks.find((code) => code.includes(`export async function ${name}`)));
-    renameSync(own, file);
-    return await import(file.href);
-}
-
 async function docs() {
-    const { newAgent, ask } = await documented("ask");
+    const { newAgent, ask } = await documented("ag-ui.md", "ask");
     const agent = newAgent(ids.docs, { url: `${url}/ag-ui/${ids.docs}`, fetch: cutting(5) });
     await ask(agent, ANSWER);
     return agent.messages.at(-1).content;

@@ -1,13 +1,13 @@
 // The clients of the AI SDK against a server: `node ai_sdk.mjs URL AGENTS`, where AGENTS is a JSON object with
 // the agent of each scenario. Prints one JSON object with the outcome of each.
-import { readFileSync, renameSync, writeFileSync } from "node:fs";
-
 import { Chat as Chat5 } from "@ai-sdk/react5";
 import { Chat as Chat6 } from "@ai-sdk/react6";
 import { Chat as Chat7 } from "@ai-sdk/react7";
 import * as ai5 from "ai5";
 import * as ai6 from "ai6";
 import * as ai7 from "ai7";
+
+import { documented } from "./documented.mjs";
 
 const VERSIONS = { 5: { ...ai5, Chat: Chat5 }, 6: { ...ai6, Chat: Chat6 }, 7: { ...ai7, Chat: Chat7 } };
 const [url, agents] = process.argv.slice(2);
@@ -49,18 +49,7 @@ function cutting(frames, { everyTime = false, breaks = true } = {}) {
     return Object.assign(cut, { seen });
 }
 
-/** Returns the block of docs/ai-sdk.md that exports `name`. */
-async function documented(name) {
-    const page = readFileSync(new URL("../../../docs/ai-sdk.md", import.meta.url), "utf-8");
-    const blocks = [...page.matchAll(/```js\n([^]*?)```/g)].map((block) => block[1]);
-    const file = new URL(`node_modules/.${name}.mjs`, import.meta.url);
-    const own = new URL(`${file.href}.${process.pid}`);
-    writeFileSync(own, blocks.find((code) => code.includes(`export const ${name}`)));
-    renameSync(own, file);
-    return await import(file.href);
-}
-
-const { replayedFetch } = await documented("replayedFetch");
+const { replayedFetch } = await documented("ai-sdk.md", "replayedFetch");
 
 function newChat(version, id, { fetch = globalThis.fetch, messages, ...options } = {}) {
     const { Chat, DefaultChatTransport } = VERSIONS[version];
@@ -257,7 +246,7 @@ const scenarios = {
 };
 
 async function workflow() {
-    const { workflowTransport } = await documented("workflowTransport");
+    const { workflowTransport } = await documented("ai-sdk.md", "workflowTransport");
     console.error = console.warn = () => {}; // It prints every broken connection.
     const read = async (id, fetch) => {
         const parts = [{ type: "text", text: "[think=2][chunks=4]" }];
