@@ -28,4 +28,7 @@ def frame_data(frame: bytes) -> bytes:
 
 def split_frames(frames: bytes) -> list[bytes]:
     """Split concatenated frames."""
-    return [frame + b"\n\n" for frame in frames.split(b"\n\n")[:-1]]
+    lines = frames.split(b"\n")  # Twice as fast as by two bytes.
+    if any(lines[1::2]):  # A frame has more than one line.
+        return [frame + b"\n\n" for frame in frames.split(b"\n\n")[:-1]]
+    return [line + b"\n\n" for line in lines[:-1:2]]

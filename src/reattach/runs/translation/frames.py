@@ -39,9 +39,10 @@ class Translator:
     def translate(self, piece: Slice) -> list[bytes]:
         """Return the frames that the next events of the log add."""
         assert piece.first_seq == self.seq + 1, f"There is a gap after event {self.seq}."
-        frames = self.begin()
+        frames = [] if self._has_begun else self.begin()
         fold, decoder = self._fold, self._decoder
-        for frame in split_frames(piece.frames):
+        is_one = piece.first_seq == piece.last_seq  # As most slices of a live run are.
+        for frame in [piece.frames] if is_one else split_frames(piece.frames):
             text = decoder.piece(frame)
             if text is None:
                 frames.extend(fold.add(decoder.event(frame)))
