@@ -33,6 +33,7 @@ from typing_extensions import override
 from reattach.diagnostics import Diagnostic
 from reattach.domain.errors import StartupError
 from reattach.domain.limits import (
+    CONTEXT_CACHE_BYTES,
     LEASE_SECONDS,
     MIN_TOKEN_KEY_CHARS,
     MODEL_SILENCE_SECONDS,
@@ -304,6 +305,11 @@ class Settings(BaseSettings):
         True,
         description="Accept stream tokens in the query of GETs, as EventSource needs; proxies may "
         "log queries.",
+    )
+    context_cache_mib: int = Field(
+        CONTEXT_CACHE_BYTES // 1024**2,
+        ge=0,
+        description="MiB of conversations that a process keeps decoded between turns; 0: none.",
     )
     audit_days: int = Field(
         90, ge=1, description="Days for which the entries of the audit log are kept."

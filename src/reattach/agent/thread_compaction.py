@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from reattach.agent.engine_factory import EngineFactory
-from reattach.agent.turns import model_messages, system_prompt
+from reattach.agent.turns import system_prompt
 from reattach.domain.clock import Clock
 from reattach.domain.errors import ConversationBusyError, InvalidArgumentError
 from reattach.domain.ids import TenantId, new_message_id, new_run_id
@@ -52,7 +52,7 @@ async def compact_thread(
         conversation_id=thread.conversation_id,
         model=model,
         system=system_prompt(agent, conversation),
-        history=model_messages(context.messages),
+        history=context.for_model,
         input=(),
     )
     compactor.learn_last(replace(turn, counted_tokens=context.counted_tokens))

@@ -1,6 +1,5 @@
 """The turn for an engine, built from an agent, its conversation and a send."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -8,10 +7,11 @@ import msgspec
 
 from reattach.agent.model_settings import model_settings
 from reattach.domain.approvals import has_answer, pending_approval
-from reattach.domain.messages import Message, Role
+from reattach.domain.messages import Role
 from reattach.domain.prompt import Skill, blocks_in, compile_system, with_skills
 from reattach.engine.base import ClientTool, ModelSettings, Turn
-from reattach.records.base import Agent, Conversation, Run, ThreadContext
+from reattach.records.base import Agent, Conversation, Run
+from reattach.records.contexts.contexts import ThreadContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def make_turn(run: Run, context: ThreadContext, plan: TurnPlan) -> Turn:
         conversation_id=run.thread.conversation_id,
         model=run.model or "",
         system=plan.system,
-        history=model_messages(context.messages),
+        history=context.for_model,
         input=[message for message in run.input if message.role is not Role.APPROVAL],
         max_steps=plan.max_steps,
         settings=plan.settings,
@@ -88,12 +88,6 @@ def system_prompt(agent: Agent, conversation: Conversation | None) -> str:
         agent_id=agent.id,
         conversation_id=None if conversation is None else conversation.id,
     )
-
-
-def model_messages(messages: Sequence[Message]) -> list[Message]:
-    """Return the messages in context that the model gets, without the system prompt."""
-    system, approval = Role.SYSTEM, Role.APPROVAL
-    return [one for one in messages if one.role is not system and one.role is not approval]
 
 
 def settings_of(agent: Agent, conversation: Conversation | None) -> ModelSettings:

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from reattach.domain.context_messages import ContextMessages
 from reattach.domain.ids import MessageId
 from reattach.domain.messages import (
     ImagePart,
@@ -72,9 +73,15 @@ def ids_in_context(
         return list(ids)
     kept_from = summaries[ids[newest]].kept_from
     places = (place for place in range(newest) if ids[place] == kept_from)
-    first = next(places, newest)
+    first = max(next(places, newest), 1)  # The system message is in front anyway.
     left = [one for one in ids[first:newest] if one not in summaries]
     return [ids[0], ids[newest], *left, *ids[newest + 1 :]]
+
+
+def model_messages(messages: Sequence[Message]) -> list[Message]:
+    """Return the messages in context that the model gets, without the system prompt."""
+    system, approval = Role.SYSTEM, Role.APPROVAL
+    return [one for one in messages if one.role is not system and one.role is not approval]
 
 
 def summary_of(message: Message) -> SummaryPart:
@@ -91,35 +98,35 @@ def summary_as_user_message(message: Message) -> Message:
     return msgspec.structs.replace(message, role=Role.USER, parts=(TextPart(text),))
 
 
+def with_summaries_as_text(messages: Sequence[Message]) -> Sequence[Message]:
+    """Return the messages with each summary in its form for models."""
+    converted = ContextMessages.of(messages).with_summary_as(summary_as_user_message)
+    if not converted.total(summary_count):
+        return converted
+    return [summary_as_user_message(one) for one in messages]
+
+
+def summary_count(message: Message) -> int:
+    """Return how many summaries the message is."""
+    return 1 if message.role is Role.SUMMARY else 0
+
+
 # Sizes.
 
 
 def text_tokens(text: str) -> int:
     """Estimate the tokens of a text, rounded up."""
-    return -(-len(text.encode(errors="surrogatepass")) // BYTES_PER_TOKEN)
-
-
-def message_tokens(message: Message) -> int:
-    """Estimate the tokens of a message, without reasoning, which models do not get again.
-
-    The estimate is cached in the message, because every send needs that of the whole context.
-    """
-    known: int | None = message.__dict__.get("tokens")
-    if known is None:
-        known = message.__dict__["tokens"] = _message_tokens(message)
-    return known
+    size = len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+    return -(-size // BYTES_PER_TOKEN)
 
 
 def messages_tokens(messages: Iterable[Message]) -> int:
     """Return the sum of the messages' estimates."""
-    total = 0
-    for message in messages:  # A hot loop: every send iterates over its whole context.
-        known = message.__dict__.get("tokens")
-        total += message_tokens(message) if known is None else known
-    return total
+    return sum(map(message_tokens, messages))
 
 
-def _message_tokens(message: Message) -> int:
+def message_tokens(message: Message) -> int:
+    """Estimate the tokens of a message, without reasoning, which models do not get again."""
     tokens = MESSAGE_TOKENS
     for part in message.parts:
         match part:

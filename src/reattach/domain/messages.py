@@ -200,11 +200,8 @@ class Role(StrEnum):
     """A summary of older messages for the context; has one SummaryPart."""
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """One stored message. An assistant's message has the whole output of a step, in order.
-
-    Its ``__dict__`` caches derived values, such as its size in tokens.
-    """
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One stored message. An assistant's message has the whole output of a step, in order."""
 
     id: MessageId
     role: Role

@@ -6,7 +6,7 @@ here, once, before they are logged. Pure.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -21,21 +21,19 @@ _NAMELESS = "call"
 class CallIds:
     """Allocates ids of tool calls, each once."""
 
-    def __init__(self, taken: Callable[[], Iterable[str]] = tuple) -> None:
-        """``taken`` lists the ids of earlier calls; it is called with the first allocation."""
-        self._list_taken = taken
-        self._taken: set[str] | None = None
+    def __init__(self, is_taken: Callable[[str], bool] = lambda _: False) -> None:
+        """``is_taken`` says whether an earlier call has an id."""
+        self._is_taken = is_taken
+        self._allocated: set[str] = set()
 
     def unused(self, wanted: str) -> str:
         """Return ``wanted``, or a deterministic variant of it if that is taken."""
-        if self._taken is None:
-            self._taken = set(self._list_taken())
         unused = wanted or f"{_NAMELESS}-1"
         number = 2
-        while unused in self._taken:
+        while unused in self._allocated or self._is_taken(unused):
             unused = f"{wanted or _NAMELESS}-{number}"
             number += 1
-        self._taken.add(unused)
+        self._allocated.add(unused)
         return unused
 
 

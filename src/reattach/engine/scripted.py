@@ -60,6 +60,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from reattach.domain.clock import Clock, SystemClock
+from reattach.domain.context_messages import ContextMessages
 from reattach.domain.errors import (
     ContextWindowError,
     EngineError,
@@ -256,13 +257,12 @@ def _script_of(turn: Turn) -> Script:
 
 
 def _prompt_words(turn: Turn) -> int:
-    words = len(turn.system.split())
-    for message in (*turn.history, *turn.input):  # Cached, because every turn repeats the history.
-        known = message.__dict__.get("words")
-        if known is None:
-            known = message.__dict__["words"] = len(message.text.split())
-        words += known
-    return words
+    sent = sum(map(_words, turn.input))
+    return len(turn.system.split()) + ContextMessages.of(turn.history).total(_words) + sent
+
+
+def _words(message: Message) -> int:
+    return len(message.text.split())
 
 
 def _last_user_text(messages: Sequence[Message]) -> str | None:

@@ -170,16 +170,6 @@ class Thread:
 
 
 @dataclass(frozen=True, slots=True)
-class ThreadContext:
-    """The messages in context of a thread."""
-
-    messages: list[Message]
-    """In the order in which a model gets them: the system message, the newest summary, the rest."""
-    counted_tokens: int | None
-    """The tokens that the provider counted before the last answer, which is not included."""
-
-
-@dataclass(frozen=True, slots=True)
 class Step:
     """One call of a model within a run."""
 

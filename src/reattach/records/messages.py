@@ -4,7 +4,7 @@ import builtins
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from sqlalchemy import Column, Connection, Select, exists, func, select
 
@@ -12,25 +12,28 @@ from reattach.domain.approvals import PendingApproval
 from reattach.domain.clock import Clock
 from reattach.domain.errors import ConversationBusyError, NotFoundError
 from reattach.domain.ids import AgentId, ConversationId, MessageId, RunId, TenantId
-from reattach.domain.limits import CONTEXT_CACHE_BYTES
 from reattach.domain.limits.requests import MAX_PAGE_ITEMS
 from reattach.domain.messages import Message, Role
 from reattach.records import lookup, threads
-from reattach.records.base import Run, Span, Thread, ThreadContext
-from reattach.records.contexts import CachedContext, Contexts
+from reattach.records.base import Run, Span, Thread
+from reattach.records.contexts.contexts import CachedContext, Contexts, ThreadContext
+from reattach.records.contexts.message_rows import PIECE_ROWS, message_of
 from reattach.records.database import schema
 from reattach.records.database.database import Database
 from reattach.records.paging import span_of
 from reattach.records.repository import Repository
 from reattach.records.runs import admission
 
+_SHORT: Final = PIECE_ROWS
+"""The most messages that a grouped transaction decodes, because others wait for its end."""
+
 
 class Messages(Repository):
     """The messages of each tenant. A cursor that is not in a list raises NotFoundError."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, *, context_cache_bytes: int) -> None:
         super().__init__(database, clock)
-        self._contexts = Contexts(CONTEXT_CACHE_BYTES)
+        self._contexts = Contexts(context_cache_bytes)
 
     async def list(
         self,
@@ -52,7 +55,7 @@ class Messages(Repository):
                 span,
                 partial(threads.place_of, connection, thread),
             )
-            return [threads.message_of(row) for row in rows]
+            return [message_of(row) for row in rows]
 
         return await self._database.in_read(read)
 
@@ -63,11 +66,15 @@ class Messages(Repository):
         """
         cached = self._contexts.get(thread.key)
         try:
-            context, cached = await self._database.in_grouped_read(_context, tenant, thread, cached)
+            found = await self._database.in_grouped_read(_context, tenant, thread, cached, _SHORT)
+            if found is None:  # Nothing else must wait until it is decoded.
+                found = await self._database.in_read(_context, tenant, thread, cached, None)
+            assert found is not None
         except NotFoundError:
             self._contexts.put(thread.key, None)
             raise
-        self._contexts.put(thread.key, cached)
+        context, kept = found
+        self._contexts.put(thread.key, kept)
         return context
 
     async def history(self, tenant: TenantId, thread: Thread) -> builtins.list[Message]:
@@ -180,7 +187,7 @@ class Messages(Repository):
 
     async def get(self, tenant: TenantId, message_id: MessageId) -> Message:
         row = await self._database.in_read(lookup.require, schema.messages, tenant, message_id)
-        return threads.message_of(row)
+        return message_of(row)
 
     async def pending(self, tenant: TenantId, thread: Thread) -> PendingApproval | None:
         """Return the approval request of the thread that has no answer yet."""
@@ -249,10 +256,14 @@ class Messages(Repository):
 
 
 def _context(
-    connection: Connection, tenant: TenantId, thread: Thread, cached: CachedContext | None
-) -> tuple[ThreadContext, CachedContext | None]:
+    connection: Connection,
+    tenant: TenantId,
+    thread: Thread,
+    cached: CachedContext | None,
+    most: int | None,
+) -> tuple[ThreadContext, CachedContext | None] | None:
     lookup.require_thread(connection, tenant, thread)
-    return threads.context(connection, thread, cached)
+    return threads.context(connection, thread, cached, most=most)
 
 
 def _of_roles(rows: Select[Any], *, system_too: bool) -> Select[Any]:
@@ -287,4 +298,4 @@ def _by_ordinal(
         return found
 
     found = span_of(connection, rows, ordinal, span, place_of)
-    return [threads.message_of(row) for row in found]
+    return [message_of(row) for row in found]

@@ -8,7 +8,7 @@ from typing import Self
 from sqlalchemy import Connection, func, select
 
 from reattach.domain.clock import Clock
-from reattach.domain.limits import AUDIT_SWEEP_SECONDS, SWEEP_BATCH_RUNS
+from reattach.domain.limits import AUDIT_SWEEP_SECONDS, CONTEXT_CACHE_BYTES, SWEEP_BATCH_RUNS
 from reattach.meters.meters import StoreMeter
 from reattach.records.agents import Agents
 from reattach.records.audit_log import AuditLog
@@ -40,7 +40,14 @@ class Records:
     another tenant as for one that does not exist.
     """
 
-    def __init__(self, database: Database, clock: Clock, *, audit_days: int = 90) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        *,
+        audit_days: int = 90,
+        context_cache_bytes: int = CONTEXT_CACHE_BYTES,
+    ) -> None:
         self._database = database
         self._clock = clock
         self.agents = Agents(database, clock)
@@ -48,7 +55,7 @@ class Records:
         self.conversations = Conversations(database, clock)
         self.conversation_keys = ConversationKeys(database, clock)
         self.retries = Retries(database, clock)
-        self.messages = Messages(database, clock)
+        self.messages = Messages(database, clock, context_cache_bytes=context_cache_bytes)
         self.runs = Runs(database, clock)
         self.overview = Overview(database, clock)
         self.cut_offs = CutOffs(database, clock)
@@ -70,16 +77,18 @@ class Records:
         clock: Clock,
         durability: Durability = "process",
         audit_days: int = 90,
+        context_cache_bytes: int = CONTEXT_CACHE_BYTES,
     ) -> Self:
         """Open the database of the URL: see ``Database.open``.
 
-        ``audit_days`` is the age at which entries of the audit log are deleted.
+        ``audit_days`` is the age at which entries of the audit log are deleted, and
+        ``context_cache_bytes`` the most memory for contexts that are kept decoded between turns.
 
         The URL is one such as ``sqlite:////var/lib/reattach/reattach.db`` or
         ``postgresql://user:password@host/database``.
         """
         database = await Database.open(url, durability=durability)
-        return cls(database, clock, audit_days=audit_days)
+        return cls(database, clock, audit_days=audit_days, context_cache_bytes=context_cache_bytes)
 
     def measure(self, meter: StoreMeter) -> None:
         """Measure all transactions from now on, except those of ``owners_apart``."""

@@ -23,56 +23,20 @@ from sqlalchemy import (
 )
 
 from reattach.domain.approvals import FOLLOWING, PendingApproval, pending_approval
-from reattach.domain.context import in_context, summary_of
+from reattach.domain.context import in_context, model_messages, summary_of
+from reattach.domain.context_messages import ContextMessages
 from reattach.domain.ids import AgentId, MessageId, StepId, TenantId
-from reattach.domain.messages import (
-    ApprovalPart,
-    ContentPart,
-    Message,
-    Role,
-    SummaryPart,
-    ToolReturnPart,
-)
+from reattach.domain.messages import Message, Role
 from reattach.records import lookup
-from reattach.records.base import Thread, ThreadContext
-from reattach.records.contexts import CachedContext, size_bytes
+from reattach.records.base import Thread
+from reattach.records.contexts.contexts import CachedContext, ThreadContext, last_step
+from reattach.records.contexts.message_rows import Placed, PlacedMessages, message_of
 from reattach.records.database import schema
-from reattach.records.database.damage import UNREADABLE, note_row
-from reattach.records.database.prepared import PreparedStatement, Row
+from reattach.records.database.prepared import PreparedStatement
 
-_FIELDS: Final = Message.__struct_fields__
 _SYSTEM: Final = 0
 _END: Final = 2**31 - 1
 """Only damaged places lie beyond it; SQLite orders text and bytes after all numbers."""
-
-
-def message_of(row: Row) -> Message:
-    """Return the message of the row; a placeholder if the row is damaged."""
-    role, parts = row["role"], row["parts"]
-    kinds = _KINDS.get(role)
-    if parts is UNREADABLE or role is None or (kinds and not _begins_with(parts, kinds)):
-        return _unreadable(row)
-    return Message(**{name: row[name] for name in _FIELDS})
-
-
-_KINDS: Final[Mapping[Role | None, tuple[type, ...]]] = {
-    Role.TOOL: (ToolReturnPart,),
-    Role.APPROVAL: (ApprovalPart, ToolReturnPart),
-    Role.SUMMARY: (SummaryPart,),
-}
-"""The types of the first part of messages with these roles."""
-
-
-def _begins_with(parts: Sequence[ContentPart], kinds: tuple[type, ...]) -> bool:
-    return bool(parts) and isinstance(parts[0], kinds)
-
-
-def _unreadable(row: Row) -> Message:
-    """Return a text message that says so, with the role of the row if it is known."""
-    note_row("messages", row["id"], "its role and parts cannot be read together")
-    role = row["role"] if row["role"] in {Role.SYSTEM, Role.USER} else Role.ASSISTANT
-    values = {name: row[name] for name in _FIELDS}
-    return Message(**{**values, "role": role, "parts": UNREADABLE, "step_id": None})
 
 
 def with_places(thread: Thread) -> Select[Any]:
@@ -94,16 +58,15 @@ _places: Final = schema.thread_messages
 _position: Final = _places.c.position
 _OF_THREAD: Final = _with_places(bindparam("thread_key"))
 _in_order: Final = _OF_THREAD.order_by(_position)
-_IN_ORDER: Final = PreparedStatement(_in_order)
-_SINCE: Final = PreparedStatement(
-    _in_order.where((_position >= bindparam("first")) | (_position == _SYSTEM))
-)
-# Two statements, because SQLite reads the whole thread for a condition with OR.
-_FROM: Final = PreparedStatement(_in_order.where(_position >= bindparam("first")))
-_SYSTEM_MESSAGE: Final = PreparedStatement(_OF_THREAD.where(_position == _SYSTEM))
-_SUMMARIES: Final = _OF_THREAD.where(schema.messages.c.role == Role.SUMMARY).order_by(
+_WHOLE: Final = PlacedMessages(_in_order)
+# Beside the next one, because SQLite reads the whole thread for a condition with OR.
+_FROM: Final = PlacedMessages(_in_order.where(_position >= bindparam("first")))
+_SYSTEM_MESSAGE: Final = PlacedMessages(_OF_THREAD.where(_position == _SYSTEM))
+_summaries: Final = _OF_THREAD.where(schema.messages.c.role == Role.SUMMARY).order_by(
     _position.desc()
 )
+_NEWEST_SUMMARY: Final = PlacedMessages(_summaries.limit(1))
+_SUMMARIES: Final = PlacedMessages(_summaries)
 _SPOKEN: Final = (
     _OF_THREAD.with_only_columns(_position)
     .where(*(schema.messages.c.role != role for role in sorted(FOLLOWING)))
@@ -150,66 +113,71 @@ def lock(connection: Connection, tenant: TenantId, thread: Thread) -> None:
 
 
 def context(
-    connection: Connection, thread: Thread, cached: CachedContext | None = None
-) -> tuple[ThreadContext, CachedContext | None]:
+    connection: Connection,
+    thread: Thread,
+    cached: CachedContext | None = None,
+    *,
+    most: int | None = None,
+) -> tuple[ThreadContext, CachedContext | None] | None:
     """Return the context of the thread, and what to cache of it for the next call.
 
-    Neither the messages that a summary replaces are read nor those in ``cached``.
+    Neither the messages that a summary replaces are read nor those in ``cached``. None if more than
+    ``most`` messages would have to be read.
     """
     asked: dict[str, object] = {"thread_key": thread.key}
     if cached is not None:
-        asked["first"] = cached.place[0]
-        system = _SYSTEM_MESSAGE.mappings(connection, asked)
-        rows = _FROM.mappings(connection, asked)
-        is_same = [(row["position"], row["id"]) for row in rows[:1]] == [cached.place]
-        if system and is_same and all(row["role"] is not Role.SUMMARY for row in rows[1:]):
-            return _context_of(connection, system, cached, rows[1:])
-    rows_of_context = _IN_ORDER
-    for row in connection.execute(_SUMMARIES, asked).mappings():
-        summary = message_of(row)
-        if summary.role is not Role.SUMMARY:
-            continue  # It is damaged, so an older one is used.
-        kept_from = summary_of(summary).kept_from
-        place = _PLACE.value(connection, {**asked, "message_id": kept_from})
-        asked["first"] = row["position"] if place is None else min(place, row["position"])
-        rows_of_context = _SINCE
-        break
-    rows = rows_of_context.mappings(connection, asked)
-    return _context_of(connection, rows[:1], None, rows[1:])
-
-
-def _context_of(
-    connection: Connection,
-    system: Sequence[Row],
-    cached: CachedContext | None,
-    rows: Sequence[Row],
-) -> tuple[ThreadContext, CachedContext | None]:
-    """Return the context of the system message, the cached messages, and then the rows."""
-    first = [message_of(row) for row in system]
-    read = [message_of(row) for row in rows]
-    messages = [*first, *(cached.messages if cached else ()), *read]
-    if cached is None:
-        messages = in_context(messages)
-    step_id = _last_step([*first, *read], cached.step_id if cached else None)
-    context = ThreadContext(messages, _counted_tokens(connection, step_id))
-    if cached is not None and not rows:
-        return context, cached
-    if not rows or system[0]["position"] != _SYSTEM:
-        return context, None
-    following = tuple(messages[1:])
-    size = size_bytes(following) if cached is None else cached.size_bytes + size_bytes(read)
-    place = (rows[-1]["position"], rows[-1]["id"])
-    return context, CachedContext(following, place, step_id, size)
-
-
-def _last_step(messages: Sequence[Message], before: StepId | None) -> StepId | None:
-    """Return the step of the last answer, unless a summary came after it."""
-    for message in reversed(messages):
-        if message.role is Role.SUMMARY:
+        system = _SYSTEM_MESSAGE.read(connection, asked)
+        newer = _FROM.read_at_most(most, connection, asked | {"first": cached.place[0]})
+        if newer is None:
             return None
-        if message.role is Role.ASSISTANT and message.step_id is not None:
-            return message.step_id
-    return before
+        later = [one.message for one in newer[1:]]
+        is_same = bool(newer) and newer[0].place == cached.place
+        if system and is_same and not any(one.role is Role.SUMMARY for one in later):
+            cached = cached.grown_by(later, newer[-1].place)
+            return _context_of(connection, system[0].message, cached), cached
+    placed = _read_context(connection, asked, most)
+    if placed is None:
+        return None
+    in_order = [one.message for one in placed]
+    messages = in_context(in_order)
+    step_id = last_step(in_order)
+    if len(placed) < 2 or placed[0].position != _SYSTEM:
+        counted = _counted_tokens(connection, step_id)
+        for_model = ContextMessages(model_messages(messages))
+        return ThreadContext((), ContextMessages(messages), for_model, counted), None
+    cached = CachedContext.of(messages[1:], placed[-1].place, step_id)
+    return _context_of(connection, messages[0], cached), cached
+
+
+def _read_context(
+    connection: Connection, asked: Mapping[str, object], most: int | None
+) -> list[Placed] | None:
+    """Return the messages in context in the order of their places; None if more than ``most``."""
+    summary = _newest_summary(connection, asked)
+    if summary is not None:
+        kept_from = summary_of(summary.message).kept_from
+        place = _PLACE.value(connection, {**asked, "message_id": kept_from})
+        first = summary.position if place is None else min(place, summary.position)
+        later = _FROM.read_at_most(most, connection, {**asked, "first": max(first, _SYSTEM + 1)})
+        return None if later is None else [*_SYSTEM_MESSAGE.read(connection, asked), *later]
+    return _WHOLE.read_at_most(most, connection, asked)
+
+
+def _newest_summary(connection: Connection, asked: Mapping[str, object]) -> Placed | None:
+    """Return the newest summary that is not damaged."""
+    for query in (_NEWEST_SUMMARY, _SUMMARIES):
+        found = query.read(connection, asked)
+        for placed in found:
+            if placed.message.role is Role.SUMMARY:
+                return placed
+        if not found:
+            break
+    return None
+
+
+def _context_of(connection: Connection, system: Message, cached: CachedContext) -> ThreadContext:
+    counted = _counted_tokens(connection, cached.step_id)
+    return ThreadContext((system,), cached.messages, cached.for_model, counted)
 
 
 def _counted_tokens(connection: Connection, step_id: StepId | None) -> int | None:

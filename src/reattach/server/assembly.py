@@ -391,7 +391,11 @@ async def _stores(
     logger.info("records", store=redact_url(records_url))
     with explain_startup_failures(records_url):
         records = await Records.open(
-            records_url, clock=clock, durability=durability, audit_days=settings.audit_days
+            records_url,
+            clock=clock,
+            durability=durability,
+            audit_days=settings.audit_days,
+            context_cache_bytes=settings.context_cache_mib * 1024**2,
         )
     stack.push_async_callback(records.aclose)
     logger.info("event log", store=redact_url(log_url))

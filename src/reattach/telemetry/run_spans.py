@@ -11,6 +11,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from typing_extensions import override
 
+from reattach.domain.context import summary_count
+from reattach.domain.context_messages import ContextMessages
 from reattach.domain.errors import EngineError
 from reattach.domain.events import RunStatus, Usage
 from reattach.domain.messages import Role, ToolCallPart, ToolReturnPart
@@ -213,7 +215,7 @@ class RunSpans(RunObserver):
         turn = attempt.turn
         if turn is not None:
             if opened.is_compacted is None:
-                opened.is_compacted = any(one.role is Role.SUMMARY for one in turn.history)
+                opened.is_compacted = bool(ContextMessages.of(turn.history).total(summary_count))
             if opened.is_compacted or attempt.has_summary:
                 attributes[names.CONVERSATION_COMPACTED] = True
             asked = {

@@ -1,13 +1,13 @@
 """The loop of an agent with tools: the model calls, the tools return, the model continues."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from msgspec import structs
 
 from reattach.domain.clock import Clock
+from reattach.domain.context_messages import ContextMessages, call_ids
 from reattach.domain.events import StopReason
 from reattach.domain.ids import new_message_id
 from reattach.domain.messages import (
@@ -78,7 +78,7 @@ class ToolLoop(Engine):
         tools = await _ready([tool for name, tool in self._tools.items() if name not in theirs])
         turn = replace(turn, tools=[tool.definition for tool in tools.values()])
         offer = Offer(tools, theirs, self._engine.own_tools)
-        ids = CallIds(partial(_ids_in, turn))
+        ids = CallIds(_call_finder(turn))
         due = [call for call in turn.due if offer.answers(call.name)]
         returns: list[ToolReturnPart] = []
         async with closing_deltas(self._call_tools(due, offer, turn.run_id)) as outcomes:
@@ -115,7 +115,8 @@ class ToolLoop(Engine):
                     yield delta
                     returns += [delta] if isinstance(delta, ToolReturnPart) else []
             steps_left = turn.max_steps - max(answer.steps, 1)
-            history = [*turn.history, *turn.input, *self._messages(answer)]
+            said = [*turn.input, *self._messages(answer)]
+            history = ContextMessages.of(turn.history).followed_by(said)
             input_messages = [self._message(Role.TOOL, returns)]
             turn = replace(
                 turn,
@@ -158,12 +159,11 @@ async def _ready(tools: Sequence[AttachedTool]) -> dict[str, AttachedTool]:
     }
 
 
-def _ids_in(turn: Turn) -> Iterator[str]:
-    """Yield the ids of all calls in the turn."""
-    for message in (*turn.history, *turn.input):
-        for part in message.parts:
-            if isinstance(part, ToolCallPart | ToolReturnPart):
-                yield part.tool_call_id
+def _call_finder(turn: Turn) -> Callable[[str], bool]:
+    """Return a function that says whether a call in the turn has an id."""
+    history = ContextMessages.of(turn.history)
+    sent = {call_id for message in turn.input for call_id in call_ids(message)}
+    return lambda call_id: call_id in sent or history.has_call(call_id)
 
 
 @dataclass(slots=True)

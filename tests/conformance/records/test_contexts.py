@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import tracemalloc
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from msgspec import structs
 
-from reattach.domain.ids import new_message_id
-from reattach.domain.messages import CompactionStats, Message, Role, SummaryPart, TextPart
-from reattach.records import threads
-from reattach.records.base import Thread, ThreadContext
-from reattach.records.contexts import CachedContext, Contexts
+from reattach.domain.context_messages import ContextMessages
+from reattach.domain.errors import ConversationBusyError, NotFoundError, PendingApprovalError
+from reattach.domain.events import Usage
+from reattach.domain.ids import new_message_id, new_run_id, new_step_id, new_uuid
+from reattach.domain.messages import (
+    ApprovalPart,
+    CompactionStats,
+    Message,
+    Role,
+    SummaryPart,
+    TextPart,
+    ToolCallPart,
+)
+from reattach.records.base import Thread
+from reattach.records.contexts import message_rows
+from reattach.records.contexts.contexts import CachedContext, Contexts, ThreadContext
+from reattach.records.contexts.message_rows import Placed
 from reattach.records.records import Records
 from tests.support.record_samples import (
     NOON,
     OURS,
+    THEIRS,
     World,
     a_conversation,
     a_message,
+    a_run,
+    a_settlement,
+    a_step,
     a_system_message,
     ids,
 )
@@ -30,34 +50,128 @@ def a_summary(kept_from: Message | None) -> Message:
     return Message(id=new_message_id(), role=Role.SUMMARY, parts=(part,), created_at=NOON)
 
 
-@pytest.mark.parametrize("seed", range(3))
+class Changes:
+    """Random changes of some threads of one agent, by two processes."""
+
+    def __init__(self, world: World, other_process: Records, seed: int) -> None:
+        self.choice = random.Random(seed)
+        self.world = world
+        self.processes = [world.records, other_process]
+        self.threads = [world.default, world.thread]
+
+    async def change(self) -> Thread:
+        """Change a thread, or nothing if the change does not fit its state, and return it."""
+        records = self.choice.choice(self.processes)
+        thread = self.choice.choice(self.threads)
+        changes = [self.say, self.say, self.answer, self.summarize, self.ask, self.recompile]
+        change = self.choice.choice([*changes, self.cancel, self.reset, self.fork, self.delete])
+        with suppress(ConversationBusyError):
+            await change(records, thread)
+        return thread if thread in self.threads else self.threads[0]
+
+    async def say(self, records: Records, thread: Thread) -> None:
+        for _ in range(self.choice.randint(1, 4)):
+            role = self.choice.choice([Role.USER, Role.ASSISTANT, Role.APPROVAL, Role.SYSTEM])
+            message = a_message(str(self.choice.random()), role)
+            if role is Role.APPROVAL:
+                message = structs.replace(message, parts=(ApprovalPart("call", approve=True),))
+            await records.messages.append(OURS, thread, message)
+
+    async def answer(self, records: Records, thread: Thread) -> None:
+        """Settle a run with the usage of a step."""
+        run = a_run(thread)
+        with suppress(PendingApprovalError):
+            await records.runs.create(OURS, run, None, ())
+            tokens = self.choice.randint(1, 99)
+            usage = Usage(prompt_tokens=tokens, total_tokens=tokens, step_count=1)
+            step = a_step(run, usage=usage)
+            said = a_message("yes", Role.ASSISTANT, step_id=step.id)
+            await records.runs.settle(run.id, a_settlement(a_message(), said, steps=(step,)))
+
+    async def ask(self, records: Records, thread: Thread) -> None:
+        """Add a message whose calls wait for an approval."""
+        asked = a_message("may I?", Role.ASSISTANT, step_id=new_step_id())
+        call = ToolCallPart("call", "look", "{}", needs_approval=True)
+        await records.messages.append(OURS, thread, structs.replace(asked, parts=(call,)))
+
+    async def cancel(self, records: Records, thread: Thread) -> None:
+        await records.messages.cancel_pending(OURS, thread, NOON)
+
+    async def summarize(self, records: Records, thread: Thread) -> None:
+        messages = (await records.messages.context(OURS, thread)).messages
+        await records.messages.append(
+            OURS, thread, a_summary(self.choice.choice([None, *messages]))
+        )
+
+    async def recompile(self, records: Records, thread: Thread) -> None:
+        await records.messages.recompile(OURS, thread, a_message("new", Role.SYSTEM))
+
+    async def reset(self, records: Records, _thread: Thread) -> None:
+        system = self.choice.choice([None, a_system_message()])
+        await records.messages.reset(OURS, self.world.agent.id, system)
+
+    async def fork(self, records: Records, thread: Thread) -> None:
+        messages = (await records.messages.context(OURS, thread)).messages[1:]
+        up_to = self.choice.choice([None, *(one.id for one in messages)])
+        new = a_conversation(self.world.agent.id)
+        made = await records.conversations.fork(OURS, thread, new, a_system_message(), up_to=up_to)
+        self.threads.append(Thread(self.world.agent.id, made.id))
+
+    async def delete(self, records: Records, thread: Thread) -> None:
+        """Delete a conversation, if there are several, and forget it."""
+        if thread.conversation_id is None or len(self.threads) < 4:
+            return
+        self.threads.remove(thread)
+        await records.conversations.delete(OURS, thread.conversation_id)
+        await records.conversations.forget_deleted(10)
+        for process in self.processes:
+            with pytest.raises(NotFoundError):
+                await process.messages.context(OURS, thread)
+
+
+@pytest.mark.promise("P11")
+@pytest.mark.parametrize(("seed", "limit_bytes"), [(1, 10**6), (2, 10**6), (3, 10_000)])
 async def test_a_cached_context_equals_a_fresh_read_whichever_process_changed_the_thread(
-    world: World, other_process: Records, seed: int
+    world: World, other_process: Records, seed: int, limit_bytes: int
 ) -> None:
-    """C18: appends, summaries, system messages, resets and turns, here and in another process."""
-    choice = random.Random(seed)
-    thread = Thread(world.agent.id, None)
-    await world.records.messages.reset(OURS, world.agent.id, a_system_message())
-    for _ in range(25):
-        writer = choice.choice([world.records, other_process]).messages
-        context = await world.records.messages.context(OURS, thread)
-        match choice.choice(["say", "say", "say", "summarize", "recompile", "reset", "read"]):
-            case "say":
-                for _ in range(choice.randint(1, 4)):
-                    await writer.append(OURS, thread, a_message())
-            case "summarize":
-                await writer.append(
-                    OURS, thread, a_summary(choice.choice([None, *context.messages[1:]]))
-                )
-            case "recompile":
-                await writer.recompile(OURS, thread, a_system_message())
-            case "reset":
-                await writer.reset(OURS, world.agent.id)
-            case _:
-                pass
-        kept = await world.records.messages.context(OURS, thread)
+    """C18: all changes of threads by two processes, whose caches hold all of them or few."""
+    changes = Changes(world, other_process, seed)
+    for process in changes.processes:
+        process.messages._contexts = Contexts(limit_bytes)
+    for _ in range(30):
+        await check(changes, await changes.change())
+    for thread in changes.threads:
+        await check(changes, thread)
+    for process in changes.processes:
+        assert process.messages._contexts.size_bytes <= limit_bytes
+        with pytest.raises(NotFoundError):
+            await process.messages.context(THEIRS, world.thread)
+
+
+async def check(changes: Changes, thread: Thread) -> None:
+    """Compare the contexts that both processes have with a fresh read."""
+    kept = [await one.messages.context(OURS, thread) for one in changes.processes]
+    reader = changes.processes[1].messages
+    cache, reader._contexts = reader._contexts, Contexts(0)
+    fresh = await reader.context(OURS, thread)
+    reader._contexts = cache
+    assert kept == [fresh, fresh]
+
+
+async def test_readers_of_one_context_at_once_get_the_same_and_do_not_change_it(
+    world: World, other_process: Records
+) -> None:
+    """C18: two turns that extend the same cached context."""
+    await world.turn("one", "two")
+    before = await world.records.messages.context(OURS, world.thread)
+    for _ in range(3):
+        await other_process.messages.append(OURS, world.thread, a_message())
+        reads = (world.records.messages.context(OURS, world.thread) for _ in range(4))
+        several = await asyncio.gather(*reads)
         other_process.messages._contexts = Contexts(0)
-        assert kept == await other_process.messages.context(OURS, thread)
+        fresh = await other_process.messages.context(OURS, world.thread)
+        assert several == [fresh] * 4
+    assert before.messages == fresh.messages[:3]
 
 
 async def test_a_fork_has_a_context_of_its_own(world: World) -> None:
@@ -80,15 +194,15 @@ async def test_a_turn_reads_no_more_of_a_long_conversation_than_of_a_short_one(
     """C18"""
     read: list[Any] = []
 
-    def counted(row: Any) -> Message:
-        read.append(row["id"])
-        return message_of(row)
+    def counted(row: Any) -> Placed:
+        read.append(row)
+        return placed(row)
 
-    message_of = threads.message_of
+    placed = message_rows._placed
     messages = world.records.messages
     await world.turn(*(f"message {number}" for number in range(60)))
     await messages.context(OURS, world.thread)
-    monkeypatch.setattr(threads, "message_of", counted)
+    monkeypatch.setattr(message_rows, "_placed", counted)
     for _ in range(3):
         read.clear()
         await world.turn("more")
@@ -101,7 +215,8 @@ def kept(number: int, size_bytes: int) -> CachedContext:
     message = Message(
         id=new_message_id(), role=Role.USER, parts=(TextPart(str(number)),), created_at=NOON
     )
-    return CachedContext((message,), (number, message.id), None, size_bytes)
+    context = ContextMessages([message])
+    return CachedContext(context, context, (number, message.id), None, size_bytes)
 
 
 def test_the_cache_keeps_the_most_recently_used_contexts_within_its_limit() -> None:
@@ -131,3 +246,28 @@ async def test_the_next_turn_gets_the_same_message_objects(world: World) -> None
     second = await messages.context(OURS, world.thread)
     pairs = zip(first.messages[1:], second.messages[1:], strict=False)
     assert all(one is other for one, other in pairs)
+
+
+@pytest.mark.parametrize("text", ["plain", "日本語" * 20, "long " * 400])
+def test_the_counted_bytes_are_about_those_that_a_context_takes(text: str) -> None:
+    """C18: by the allocations of Python, whatever the texts consist of."""
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    messages = [a_stored_message(f"{text} {number}") for number in range(200)]
+    last = Placed(200, messages[-1])
+    context = CachedContext.of(messages, last.place, None)
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.8 < context.size_bytes / (after - before) < 1.6
+
+
+def a_stored_message(text: str) -> Message:
+    """Return a message with all fields that a stored one has, none of them shared."""
+    return a_message(
+        text,
+        Role.ASSISTANT,
+        otid=new_uuid(),
+        run_id=new_run_id(),
+        step_id=new_step_id(),
+        created_at=NOON.replace(microsecond=len(text)),
+    )

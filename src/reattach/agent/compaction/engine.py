@@ -6,7 +6,7 @@ from typing import Final
 
 from reattach.agent.compaction.summary import MIN_GAIN, Compactor, messages_of
 from reattach.domain.clock import Clock
-from reattach.domain.context import summary_as_user_message
+from reattach.domain.context import with_summaries_as_text
 from reattach.domain.errors import ContextWindowError, SystemPromptTooLongError
 from reattach.domain.ids import MessageId, new_message_id
 from reattach.domain.messages import Message, Role, TextPart
@@ -45,7 +45,8 @@ class CompactingEngine(Engine):
         self._clock = clock
         self._summary: Message | None = None
         self._replaced: set[MessageId] = set()
-        self._known: set[MessageId] = set()
+        self._known = 0
+        """The number of messages of the newest turn, with which the next one begins."""
         self._step_of: dict[MessageId, int] = {}
         """The step of this run that produced a message which is not stored yet."""
         self._steps = 0
@@ -86,8 +87,8 @@ class CompactingEngine(Engine):
         self._first_step = self._steps
         request = replace(
             turn,
-            history=_with_summaries_as_text(turn.history),
-            input=_with_summaries_as_text(turn.input),
+            history=with_summaries_as_text(turn.history),
+            input=with_summaries_as_text(turn.input),
         )
         # Made storable here already, because a tool loop returns the output to the model.
         intake = Intake()
@@ -158,10 +159,10 @@ class CompactingEngine(Engine):
             if self._compactor is not None:
                 self._compactor.learn_last(turn)
         else:
-            for message in turn.history:
-                if message.id not in self._known and message.role is Role.ASSISTANT:
+            for message in turn.history[self._known :]:
+                if message.role is Role.ASSISTANT:
                     self._step_of[message.id] = self._first_step
-        self._known |= {message.id for message in messages_of(turn)}
+        self._known = len(turn.history) + len(turn.input)
 
     def _with_summary(self, turn: Turn) -> Turn:
         """Return the turn with the summary in place of the replaced messages."""
@@ -180,8 +181,3 @@ class CompactingEngine(Engine):
             f"{compactor.window_tokens} tokens. Shorten the agent's system prompt or its memory "
             "blocks, or choose a model with a larger window."
         )
-
-
-def _with_summaries_as_text(messages: Sequence[Message]) -> list[Message]:
-    summary = Role.SUMMARY
-    return [summary_as_user_message(one) if one.role is summary else one for one in messages]

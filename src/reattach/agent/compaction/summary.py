@@ -15,11 +15,13 @@ from reattach.domain.context import (
     choose_cut,
     clip,
     cuts,
+    message_tokens,
     messages_tokens,
     text_tokens,
     tools_tokens,
     transcript,
 )
+from reattach.domain.context_messages import ContextMessages
 from reattach.domain.errors import (
     ContextWindowError,
     EngineError,
@@ -152,7 +154,7 @@ class Compactor:
         self._summarizer = summarizer
         self._clock = clock
         self._scale = 1.0
-        self._estimated: tuple[Sequence[Message], int] = ((), 0)
+        self._history: tuple[Sequence[Message], ContextMessages] = ((), ContextMessages())
 
     @property
     def limit_tokens(self) -> float:
@@ -177,22 +179,22 @@ class Compactor:
 
     def learn_last(self, turn: Turn) -> None:
         """Correct the estimates by the count of the last answer in the turn's history."""
-        history = turn.history
+        history = self._history_of(turn)
         places = range(len(history) - 1, -1, -1)
         last = next((n for n in places if history[n].role is Role.ASSISTANT), 0)
-        message_tokens = self._history_tokens(turn) - messages_tokens(history[last:])
-        self._learn(turn, message_tokens, turn.counted_tokens)
+        before = history.total(message_tokens) - history.total(message_tokens, last)
+        self._learn(turn, before, turn.counted_tokens)
 
-    def _history_tokens(self, turn: Turn) -> int:
-        """Estimate the turn's history, cached for the list."""
-        history, tokens = self._estimated
-        if history is not turn.history:
-            tokens = messages_tokens(turn.history)
-            self._estimated = turn.history, tokens
-        return tokens
+    def _history_of(self, turn: Turn) -> ContextMessages:
+        """Return the turn's history with its totals, which are kept while the turn stays."""
+        given, history = self._history
+        if given is not turn.history:
+            history = ContextMessages.of(turn.history)
+            self._history = turn.history, history
+        return history
 
     def _messages_tokens(self, turn: Turn) -> int:
-        return self._history_tokens(turn) + messages_tokens(turn.input)
+        return self._history_of(turn).total(message_tokens) + messages_tokens(turn.input)
 
     def tokens(self, turn: Turn) -> int:
         """Estimate the prompt of the turn."""

@@ -247,7 +247,7 @@ MAX_FAILURE_CHARS: Final = 16 * 1024
 CONTEXT_CACHE_BYTES: Final = 64 * 1024 * 1024
 """Decoded conversation contexts cached between turns: some hundred long conversations."""
 
-CONTEXT_MESSAGE_BYTES: Final = 1024
+CONTEXT_MESSAGE_BYTES: Final = 640
 """Approximate memory of a decoded message, beside its texts."""
 
 # Compaction.

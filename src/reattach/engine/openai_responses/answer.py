@@ -68,7 +68,7 @@ class Answer:
         self.is_over = False
         """Whether the end came; ``end`` then says how."""
         self._failures = failures
-        self._call_ids = CallIds(lambda: taken_call_ids)
+        self._call_ids = CallIds(frozenset(taken_call_ids).__contains__)
         self._is_announced = False
         self._texts: dict[tuple[_Kind, int, int], str] = {}
         """The texts so far, by their kind, the index of their item and their own."""

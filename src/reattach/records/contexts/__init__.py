@@ -1,0 +1,1 @@
+"""The messages in context of threads, decoded at once and kept between turns."""
