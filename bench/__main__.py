@@ -29,7 +29,7 @@ from bench.faults import chaos, handover, repeated, siege
 from bench.measuring.load import CACHE, program
 from bench.measuring.results import Chapter, write
 from bench.options import Options
-from bench.requests import reads, sends
+from bench.requests import reads, sends, turns
 from bench.telemetry import tracing
 
 CHAPTERS: Mapping[str, tuple[str, Callable[[Options], Chapter]]] = {
@@ -44,6 +44,7 @@ CHAPTERS: Mapping[str, tuple[str, Callable[[Options], Chapter]]] = {
     "tracing": ("traces off and on, of live events, sends and resumes: CPU", tracing.main),
     "reads": ("one GET of an object, a list, the metrics, with few and many kept: CPU", reads.main),
     "sends": ("a send, from its request to its settled run: CPU, first event", sends.main),
+    "turns": ("a send by the length of its conversation, in memory or not: CPU", turns.main),
     "growth": ("costs against events, runs and readers; sizes after retention", growth.main),
 }
 """Benchmarks that write a chapter of the results. ``--quick`` applies to these."""

@@ -168,19 +168,21 @@ def send_again(server: ReattachServer, options: Options) -> dict[str, float]:
 
 def send(server: ReattachServer, conversations: int, turns: int, cores: Cores) -> dict[str, float]:
     """Start runs in new conversations, one after the other, and read each to its end."""
-    return _sent(server, [server.conversation("burst") for _ in range(conversations)], turns, cores)
+    new = [server.conversation("burst") for _ in range(conversations)]
+    return sent(server, new, str(SEND_EVENTS), turns, cores)
 
 
 def talk(server: ReattachServer, conversation: str, turns: int, cores: Cores) -> dict[str, float]:
     """Start runs in one conversation, one after the other, and read each to its end."""
-    return _sent(server, [conversation], turns, cores)
+    return sent(server, [conversation], str(SEND_EVENTS), turns, cores)
 
 
-def _sent(
-    server: ReattachServer, conversations: Sequence[str], turns: int, cores: Cores
+def sent(
+    server: ReattachServer, conversations: Sequence[str], text: str, turns: int, cores: Cores
 ) -> dict[str, float]:
+    """Send the text, which is answered by SEND_EVENTS events, and read each run to its end."""
     readers = [
-        Reader(server.send(conversation, str(SEND_EVENTS)), last=SEND_EVENTS + 2)
+        Reader(server.send(conversation, text), last=SEND_EVENTS + 2)
         for conversation in conversations
     ]
     before = cpu_seconds(server.pids)

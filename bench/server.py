@@ -17,6 +17,7 @@ from bench.measuring.frames import UNSTAMPED, stamped  # noqa: E402
 from bench.measuring.schedule import Gates, Ticker  # noqa: E402
 from reattach.engine.base import Turn  # noqa: E402
 from reattach.engine.function import FunctionEngine  # noqa: E402
+from reattach.engine.scripted import ScriptedEngine  # noqa: E402
 from reattach.observe import configure_logging  # noqa: E402
 from reattach.server.process import serve  # noqa: E402
 from reattach.server.tune_gc import tune_gc  # noqa: E402
@@ -61,12 +62,12 @@ async def silent(_turn: Turn) -> AsyncIterator[str]:
 def main() -> None:
     configure_logging("console", "error")
     models = {"paced": paced, "burst": burst, "half_done": half_done, "silent": silent}
-    engine = FunctionEngine(models)
+    engines = [FunctionEngine(models), ScriptedEngine()]
     # The benchmarks exceed the quotas of a tenant.
     settings = Settings(
         port=0, log_level="error", quota_runs=0, quota_streams=0, quota_requests_per_second=0
     )
-    uvloop.run(serve(settings, engines=[engine], on_ready=lambda url: print(url, flush=True)))
+    uvloop.run(serve(settings, engines=engines, on_ready=lambda url: print(url, flush=True)))
 
 
 if __name__ == "__main__":

@@ -110,10 +110,18 @@ class ReattachServer(Server):
         """Create a conversation of the agent with this model."""
         return self._made(f"/v1/conversations/?agent_id={self.agent(model)}", {})
 
+    def fork(self, conversation_id: str) -> str:
+        """Create a conversation that shares the messages of this one."""
+        return self._made(f"/v1/conversations/{conversation_id}/fork", {})
+
     def agent(self, model: str) -> str:
-        """Return the agent with this model, which is created when it is first asked for."""
+        """Return the agent with this model, which is created when it is first asked for.
+
+        ``model`` is the name of a function, or a handle.
+        """
         if model not in self._agents:
-            body = {"name": model, "model": f"function/{model}"}
+            handle = model if "/" in model else f"function/{model}"
+            body = {"name": model.replace("/", " "), "model": handle}
             self._agents[model] = self._made("/v1/agents/", body)
         return self._agents[model]
 
