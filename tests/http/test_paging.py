@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from reattach.domain.ids import new_agent_id
-from reattach.records.paging import span_of
+from reattach.records.paging import PreparedSpans
 from tests.support.live_server import LiveServer, listening
 
 Order = Literal["asc", "desc"]
@@ -232,9 +232,10 @@ async def test_a_small_page_of_one_type_is_not_a_query_for_every_message(
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         looks.append(args[3].limit)
-        return span_of(*args, **kwargs)
+        return read(*args, **kwargs)
 
-    monkeypatch.setattr("reattach.records.messages.span_of", counted)
+    read = PreparedSpans.read
+    monkeypatch.setattr(PreparedSpans, "read", counted)
     path = "/v1/conversations/{conversation_id}/messages"
     query = {"include_return_message_types": ["hidden_reasoning_message"]}
     assert await filled.page(path, limit=1, **query) == []

@@ -2,10 +2,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from reattach.domain.ids import DEFAULT_TENANT
+from reattach.domain.events import RunStatus, StopReason
+from reattach.domain.ids import DEFAULT_TENANT, AgentId, ConversationId, RunId, Seq, Token
+from reattach.http.schemas.run import RunState, run_state
+from reattach.records.base import Attempt, RequestConfig, RunError, Thread
+from reattach.records.runs.lists.summaries import RunSummary
 from tests.support.asgi_server import Server, started
+from tests.support.record_samples import a_run, at
 
 UNKNOWN = "run-123e4567-e89b-42d3-8456-426614174000"
 
@@ -148,3 +154,39 @@ async def test_the_steps_of_a_run_add_up_to_its_usage(server: Server) -> None:
     metrics = await server.got(f"/v1/runs/{run}/metrics")
     assert metrics["num_steps"] == 2
     assert metrics["organization_id"] == DEFAULT_TENANT
+
+
+FAILED = RunError(RunId("run-1"), "llm_timeout", "It took too long.", "secret")
+ATTEMPT = Attempt(at(3), Seq(4), Seq(5), 0, "prefix", "crash", "process-2", Token(2))
+RUNS = {
+    "new": {},
+    "in the default conversation": {"thread": Thread(AgentId("agent-1"), None)},
+    "ended": {
+        "status": RunStatus.COMPLETED,
+        "stop_reason": StopReason.END_TURN,
+        "completed_at": at(5),
+        "first_event_at": at(1),
+        "duration_ns": 5_000_000_000,
+        "request_config": RequestConfig(
+            include_return_message_types=("assistant_message", "user_message")
+        ),
+        "callback_url": "https://example.com/done",
+        "callback_sent_at": at(6),
+        "callback_status_code": 500,
+        "callback_error": "It answered 500.",
+    },
+    "failed": {"status": RunStatus.FAILED, "error": FAILED, "attempts": (ATTEMPT,)},
+}
+
+
+@pytest.mark.parametrize("members", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("for_token", [False, True])
+def test_a_run_is_shown_with_the_members_that_the_api_describes_in_the_same_bytes(
+    members: dict[str, Any], for_token: bool
+) -> None:
+    thread = Thread(AgentId("agent-1"), ConversationId("conv-1"))
+    run = a_run(**{"thread": thread, **members})
+    shown = run_state(RunSummary.of(run), for_token=for_token)
+    described = RunState.model_validate_json(msgspec.json.encode(shown))
+    assert described.model_dump_json().encode() == msgspec.json.encode(shown)
+    assert for_token <= (not any(name.startswith("callback_") and shown[name] for name in shown))

@@ -24,9 +24,10 @@ from reattach.domain.limits.outbound import (
     CALLBACK_LEASE_SECONDS,
     CALLBACKS_PER_RECEIVER,
 )
-from reattach.http.schemas.run import RunState
+from reattach.http.schemas.run import run_state
 from reattach.outbound.requests import Resolve
 from reattach.records.base import Attempt, Run, RunNotes
+from reattach.records.runs.lists.summaries import RunSummary
 from reattach.testing.programs.server import ServerProcess
 from reattach.webhooks.receivers import NO_ANSWER, NOT_CALLED, Receivers
 from reattach.webhooks.sender import Callbacks
@@ -123,7 +124,7 @@ async def test_a_receiver_gets_the_attempts_at_a_run_as_the_api_shows_them(
         assert await called(calling(world, clock)) == 1
         assert await outcome(world, run) == (200, None)
     sent = json.loads(receiver.calls[0].body)["metadata"]["attempts"]
-    shown = RunState.of(await runs.get(OURS, run.id)).model_dump(mode="json")["metadata"]
+    shown = run_state(RunSummary.of(await runs.get(OURS, run.id)))["metadata"]
     assert sent == shown["attempts"]
     assert sent[1]["began_at"] == utc_text(at(3), "microseconds")
 

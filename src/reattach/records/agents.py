@@ -18,7 +18,7 @@ from sqlalchemy import (
 
 from reattach.domain.errors import ConflictError
 from reattach.domain.events import StopReason
-from reattach.domain.ids import AgentId, BlockId, RunId, TenantId
+from reattach.domain.ids import AgentId, BlockId, MessageId, RunId, TenantId
 from reattach.domain.messages import Message
 from reattach.records import lookup, threads
 from reattach.records.audit_log import Action, note
@@ -81,6 +81,20 @@ class Agents(Repository):
 
     async def get(self, tenant: TenantId, agent_id: AgentId) -> Agent:
         return await self._database.in_short_read(agent_of, tenant, agent_id)
+
+    async def with_message_ids(
+        self, tenant: TenantId, agent_id: AgentId
+    ) -> tuple[Agent, builtins.list[MessageId]]:
+        """Return the agent and the ids of the messages in context of its default thread."""
+
+        def read(connection: Connection) -> tuple[Agent, builtins.list[MessageId] | None]:
+            agent = agent_of(connection, tenant, agent_id)
+            return agent, threads.message_ids_if_few(connection, agent_id)
+
+        agent, ids = await self._database.in_short_read(read)
+        if ids is None:
+            ids = await self._database.in_read(threads.message_ids, agent_id)
+        return agent, ids
 
     async def list(
         self,

@@ -6,9 +6,8 @@ from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, case, exists, insert, or_, select, update
+from sqlalchemy import Connection, exists, insert, or_, select, update
 
-from reattach.domain.context import ids_in_context
 from reattach.domain.errors import NotFoundError
 from reattach.domain.ids import (
     AgentId,
@@ -18,7 +17,7 @@ from reattach.domain.ids import (
     new_block_id,
     new_conversation_id,
 )
-from reattach.domain.messages import Message, Role, SummaryPart
+from reattach.domain.messages import Message
 from reattach.records import lookup, threads
 from reattach.records.agents import agent_of
 from reattach.records.audit_log import Action, note
@@ -56,6 +55,20 @@ class Conversations(Repository):
 
     async def get(self, tenant: TenantId, conversation_id: ConversationId) -> Conversation:
         return await self._database.in_short_read(_get, tenant, conversation_id)
+
+    async def with_message_ids(
+        self, tenant: TenantId, conversation_id: ConversationId
+    ) -> tuple[Conversation, builtins.list[MessageId]]:
+        """Return the conversation and the ids of its messages in context: see ``message_ids``."""
+
+        def read(connection: Connection) -> tuple[Conversation, builtins.list[MessageId] | None]:
+            conversation = _get(connection, tenant, conversation_id)
+            return conversation, threads.message_ids_if_few(connection, conversation.id)
+
+        conversation, ids = await self._database.in_short_read(read)
+        if ids is None:
+            ids = await self.message_ids(tenant, Thread(conversation.agent_id, conversation.id))
+        return conversation, ids
 
     async def with_agent(
         self, tenant: TenantId, conversation_id: ConversationId
@@ -173,7 +186,7 @@ class Conversations(Repository):
 
         def read(connection: Connection) -> builtins.list[MessageId]:
             lookup.require_thread(connection, tenant, thread)
-            return _message_ids(connection, [thread.key]).get(thread.key, [])
+            return threads.message_ids(connection, thread.key)
 
         return await self._database.in_read(read)
 
@@ -191,7 +204,8 @@ class Conversations(Repository):
         )
 
         def read(connection: Connection) -> dict[str, builtins.list[MessageId]]:
-            return _message_ids(connection, connection.scalars(own).all())
+            keys = connection.scalars(own).all()
+            return threads.message_ids_of(connection, keys)
 
         found = await self._database.in_read(read)
         return {conversation.id: found.get(conversation.id, []) for conversation in conversations}
@@ -288,27 +302,6 @@ def _set(
     )
     if not changed.rowcount:
         raise lookup.not_found(table, conversation_id)
-
-
-def _message_ids(connection: Connection, thread_keys: Sequence[str]) -> dict[str, list[MessageId]]:
-    places, messages = schema.thread_messages, schema.messages
-    rows = connection.execute(
-        select(
-            places.c.thread_key,
-            places.c.message_id,
-            case((messages.c.role == Role.SUMMARY, messages.c.parts)),
-        )
-        .join(messages, places.c.message_id == messages.c.id)
-        .where(places.c.thread_key.in_(thread_keys))
-        .order_by(places.c.thread_key, places.c.position)
-    )
-    found: dict[str, list[MessageId]] = {}
-    summaries: dict[str, dict[MessageId, SummaryPart]] = {}
-    for thread_key, message_id, parts in rows:
-        found.setdefault(thread_key, []).append(message_id)
-        if parts and isinstance(parts[0], SummaryPart):
-            summaries.setdefault(thread_key, {})[message_id] = parts[0]
-    return {key: ids_in_context(ids, summaries.get(key, {})) for key, ids in found.items()}
 
 
 def _forget_deleted(connection: Connection, limit: int) -> int:

@@ -62,7 +62,9 @@ _BY_ID: Final = {
     for table in schema.metadata.sorted_tables
     if table.name in _TEXTS
 }
-_AGENT_ID: Final = PreparedStatement(by_id(schema.agents).with_only_columns(schema.agents.c.id))
+_IDS: Final = {
+    table: PreparedStatement(by_id(table).with_only_columns(table.c.id)) for table in _BY_ID
+}
 _AGENT_OF: Final = PreparedStatement(
     by_id(schema.conversations).with_only_columns(schema.conversations.c.agent_id)
 )
@@ -81,6 +83,12 @@ def require(connection: Connection, table: Table, tenant: TenantId, row_id: str)
     return row
 
 
+def require_id(connection: Connection, table: Table, tenant: TenantId, row_id: str) -> None:
+    """Raise NotFoundError if the tenant has no row with this id."""
+    if not _IDS[table].rows(connection, {"tenant": tenant, "row_id": row_id}):
+        raise not_found(table, row_id)
+
+
 def lock(connection: Connection, table: Table, tenant: TenantId, *row_ids: str) -> None:
     """Lock the rows until the transaction ends, against changes and new references to them.
 
@@ -97,7 +105,7 @@ def lock(connection: Connection, table: Table, tenant: TenantId, *row_ids: str) 
 
 def require_thread(connection: Connection, tenant: TenantId, thread: Thread) -> None:
     """Raise NotFoundError unless the tenant has the agent and the agent the conversation."""
-    row_id, known = thread.key, _AGENT_OF if thread.conversation_id else _AGENT_ID
+    row_id, known = thread.key, _AGENT_OF if thread.conversation_id else _IDS[schema.agents]
     found = known.value(connection, {"tenant": tenant, "row_id": row_id})
     if found != thread.agent_id:
         table = schema.conversations if thread.conversation_id else schema.agents

@@ -4,9 +4,9 @@ import builtins
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
-from sqlalchemy import Column, Connection, Select, exists, func, select
+from sqlalchemy import Connection, Select, bindparam, exists, func, select
 
 from reattach.domain.approvals import PendingApproval
 from reattach.domain.clock import Clock
@@ -20,7 +20,8 @@ from reattach.records.contexts.contexts import CachedContext, Contexts, ThreadCo
 from reattach.records.contexts.message_rows import PIECE_ROWS, message_of
 from reattach.records.database import schema
 from reattach.records.database.database import Database
-from reattach.records.paging import span_of
+from reattach.records.database.prepared import PreparedStatement, Values
+from reattach.records.paging import PreparedSpans
 from reattach.records.repository import Repository
 from reattach.records.runs import admission
 
@@ -44,17 +45,12 @@ class Messages(Repository):
         system_too: bool = True,
     ) -> builtins.list[Message]:
         """List the messages of a thread, with its system message unless not ``system_too``."""
-        of_thread = _of_roles(threads.with_places(thread), system_too=system_too)
 
         def read(connection: Connection) -> builtins.list[Message]:
             lookup.require_thread(connection, tenant, thread)
-            rows = span_of(
-                connection,
-                of_thread,
-                schema.thread_messages.c.position,
-                span,
-                partial(threads.place_of, connection, thread),
-            )
+            place_of = partial(threads.place_of, connection, thread)
+            asked = {"thread_key": thread.key}
+            rows = _OF_THREAD[system_too].read(connection, asked, span, place_of)
             return [message_of(row) for row in rows]
 
         return await self._database.in_read(read)
@@ -104,13 +100,11 @@ class Messages(Repository):
         among them is ignored. The list is empty until the run is settled; its input is
         ``Run.input`` until then.
         """
-        messages = schema.messages
-        of_run = lookup.owned(messages, tenant).where(messages.c.run_id == run_id)
-        rows = _of_roles(of_run, system_too=system_too)
 
         def read(connection: Connection) -> builtins.list[Message]:
-            lookup.require(connection, schema.runs, tenant, run_id)
-            return _by_ordinal(connection, rows, span, ignores_unknown=True)
+            lookup.require_id(connection, schema.runs, tenant, run_id)
+            asked = {"tenant": tenant, "run_id": run_id}
+            return _OF_RUN[system_too].read(connection, asked, span, ignores_unknown=True)
 
         return await self._database.in_read(read)
 
@@ -167,12 +161,11 @@ class Messages(Repository):
             named = None if conversation_id == "default" else ConversationId(conversation_id)
             thread = Thread(agent_id, named)
             return await self.list(tenant, thread, span)
-        messages = schema.messages
-        rows = lookup.owned(messages, tenant).where(messages.c.agent_id == agent_id, _is_shown())
 
         def read(connection: Connection) -> builtins.list[Message]:
-            lookup.require(connection, schema.agents, tenant, agent_id)
-            return _by_ordinal(connection, rows, span)
+            lookup.require_id(connection, schema.agents, tenant, agent_id)
+            asked = {"tenant": tenant, "agent_id": agent_id}
+            return _OF_AGENT.read(connection, asked, span)
 
         return await self._database.in_read(read)
 
@@ -182,8 +175,7 @@ class Messages(Repository):
         span: Span,
     ) -> builtins.list[Message]:
         """List the messages of all agents of the tenant, as ``list_of_agent`` does for one."""
-        rows = lookup.owned(schema.messages, tenant).where(_is_shown())
-        return await self._database.in_read(_by_ordinal, rows, span)
+        return await self._database.in_read(_OF_TENANT.read, {"tenant": tenant}, span)
 
     async def get(self, tenant: TenantId, message_id: MessageId) -> Message:
         row = await self._database.in_read(lookup.require, schema.messages, tenant, message_id)
@@ -280,22 +272,46 @@ def _is_shown() -> Any:
     return exists().where(places.c.message_id == schema.messages.c.id, ~deleted)
 
 
-def _by_ordinal(
-    connection: Connection,
-    rows: Select[Any],
-    span: Span,
-    *,
-    ignores_unknown: bool = False,
-) -> builtins.list[Message]:
-    ordinal: Column[Any] = schema.messages.c.ordinal
+class _ByOrdinal:
+    """Messages in the order in which they were stored."""
 
-    def place_of(message_id: MessageId) -> int | None:
-        found: int | None = connection.scalar(
-            rows.with_only_columns(func.max(ordinal)).where(schema.messages.c.id == message_id)
+    def __init__(self, rows: Select[Any]) -> None:
+        self._spans = PreparedSpans(rows, schema.messages.c.ordinal)
+        place = rows.with_only_columns(func.max(schema.messages.c.ordinal))
+        self._place = PreparedStatement(
+            place.where(schema.messages.c.id == bindparam("message_id"))
         )
-        if found is None and not ignores_unknown:
-            raise lookup.not_found(schema.messages, message_id)
-        return found
 
-    found = span_of(connection, rows, ordinal, span, place_of)
-    return [message_of(row) for row in found]
+    def read(
+        self, connection: Connection, values: Values, span: Span, *, ignores_unknown: bool = False
+    ) -> builtins.list[Message]:
+        def place_of(message_id: MessageId) -> int | None:
+            found = self._place.value(connection, {**values, "message_id": message_id})
+            if found is None and not ignores_unknown:
+                raise lookup.not_found(schema.messages, message_id)
+            return cast("int | None", found)
+
+        found = self._spans.read(connection, values, span, place_of)
+        return [message_of(row) for row in found]
+
+
+_OWNED: Final = lookup.owned(schema.messages, bindparam("tenant"))
+_OF_TENANT: Final = _ByOrdinal(_OWNED.where(_is_shown()))
+_OF_AGENT: Final = _ByOrdinal(
+    _OWNED.where(schema.messages.c.agent_id == bindparam("agent_id"), _is_shown())
+)
+_OF_RUN: Final = {
+    system_too: _ByOrdinal(
+        _of_roles(
+            _OWNED.where(schema.messages.c.run_id == bindparam("run_id")), system_too=system_too
+        )
+    )
+    for system_too in (True, False)
+}
+_OF_THREAD: Final = {
+    system_too: PreparedSpans(
+        _of_roles(threads.with_places(bindparam("thread_key")), system_too=system_too),
+        schema.thread_messages.c.position,
+    )
+    for system_too in (True, False)
+}

@@ -4,7 +4,7 @@ A page is found by the values of a row and not by an offset, so no row comes twi
 when others are added.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,12 +13,14 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Integer,
     LargeBinary,
     RowMapping,
     Select,
     Table,
     Text,
     and_,
+    bindparam,
     cast,
     func,
     literal,
@@ -31,7 +33,7 @@ from reattach.domain.limits.requests import PAGE_BYTES
 from reattach.records import lookup
 from reattach.records.base import Page, Span
 from reattach.records.database.columns import LongText, Typed
-from reattach.records.database.prepared import Row
+from reattach.records.database.prepared import PreparedStatement, Row, Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,28 +112,70 @@ def page_of(
     return found[::-1] if backwards else found
 
 
-def span_of(
-    connection: Connection,
-    rows: Select[Any],
-    column: Column[Any],
-    span: Span,
-    place_of: Callable[[MessageId], int | None],
-) -> Sequence[RowMapping]:
-    """Return the rows of the span. ``place_of`` returns the value of ``column`` for a cursor.
+class PreparedRows:
+    """The first rows of a query that fit in a page together.
 
-    A cursor without a place is ignored.
+    Where they may be large, a statement for their sizes is executed before the one for the rows.
     """
-    before = None if span.before is None else place_of(span.before)
-    after = None if span.after is None else place_of(span.after)
-    if before is not None:
-        rows = rows.where(column < before)
-    if after is not None:
-        rows = rows.where(column > after)
-    only_one = (before is None) is not (after is None)
-    oldest_first = after is not None if only_one else span.ascending
-    rows = rows.order_by(column.asc() if oldest_first else column.desc()).limit(span.limit)
-    found = fetch_page(connection, rows)
-    return found if oldest_first is span.ascending else found[::-1]
+
+    def __init__(self, rows: Select[Any]) -> None:
+        """``rows`` end at the parameter ``limit``."""
+        self._rows = PreparedStatement(rows)
+        self._sizes = {
+            dialect: PreparedStatement(sizes)
+            for dialect in _SIZES
+            if (sizes := _sizes_of(dialect, rows)) is not None
+        }
+
+    def read(self, connection: Connection, values: Values, limit: int) -> list[Row]:
+        """Return at most ``limit`` rows, and at least one if there is any."""
+        values = {**values, "limit": limit}
+        sizes = self._sizes.get(connection.dialect.name)
+        if sizes is not None and limit > 1:
+            found = (size for (size,) in sizes.rows(connection, values))
+            values["limit"] = _count_within(found, PAGE_BYTES)
+        return [*self._rows.mappings(connection, values)]
+
+
+class PreparedSpans:
+    """Spans of the rows of a query, by statements that are prepared for each form of a span."""
+
+    def __init__(self, rows: Select[Any], column: Column[Any]) -> None:
+        """``rows`` have no order; ``column`` gives them one."""
+        self._query = rows
+        self._column = column
+        self._prepared: dict[tuple[bool, bool, bool], PreparedRows] = {}
+
+    def read(
+        self,
+        connection: Connection,
+        values: Values,
+        span: Span,
+        place_of: Callable[[MessageId], int | None],
+    ) -> list[Row]:
+        """Return the rows of the span. ``place_of`` returns the value of the column for a cursor.
+
+        A cursor without a place is ignored.
+        """
+        before = None if span.before is None else place_of(span.before)
+        after = None if span.after is None else place_of(span.after)
+        only_one = (before is None) is not (after is None)
+        oldest_first = after is not None if only_one else span.ascending
+        form = (before is not None, after is not None, oldest_first)
+        if form not in self._prepared:  # There are eight forms at most.
+            self._prepared[form] = PreparedRows(self._statement(*form))
+        places = {"before_place": before, "after_place": after}
+        found = self._prepared[form].read(connection, {**values, **places}, span.limit)
+        return found if oldest_first is span.ascending else found[::-1]
+
+    def _statement(self, has_before: bool, has_after: bool, oldest_first: bool) -> Select[Any]:
+        rows, column = self._query, self._column
+        if has_before:
+            rows = rows.where(column < bindparam("before_place"))
+        if has_after:
+            rows = rows.where(column > bindparam("after_place"))
+        order = column.asc() if oldest_first else column.desc()
+        return rows.order_by(order).limit(bindparam("limit", type_=Integer))
 
 
 def fetch_page(connection: Connection, rows: Select[Any]) -> Sequence[RowMapping]:
@@ -150,13 +194,13 @@ def count_within(connection: Connection, rows: Select[Any], most_bytes: int) -> 
 
     None if they have no columns for long texts.
     """
-    wide = [column for column in rows.selected_columns if isinstance(column.type, _WIDE)]
-    if not wide:
-        return None
-    size = sum((_bytes_of(connection, column) for column in wide), start=literal(0))
-    sizes = rows.with_only_columns(size, maintain_column_froms=True)
+    sizes = _sizes_of(connection.dialect.name, rows)
+    return None if sizes is None else _count_within(connection.scalars(sizes), most_bytes)
+
+
+def _count_within(sizes: Iterable[int], most_bytes: int) -> int:
     count = 0
-    for row_bytes in connection.scalars(sizes):
+    for row_bytes in sizes:
         most_bytes -= row_bytes
         if most_bytes < 0 and count:
             break
@@ -168,9 +212,18 @@ _WIDE: Final = (LongText, JSON, Typed)
 """Types of the columns that hold the texts of clients and models."""
 
 
-def _bytes_of(connection: Connection, column: ColumnElement[Any]) -> ColumnElement[int]:
-    if connection.dialect.name == "sqlite":
-        size = func.length(cast(column, LargeBinary))  # Reads only the row's header.
-    else:
-        size = func.octet_length(cast(column, Text))
-    return func.coalesce(size, 0)
+def _sizes_of(dialect: str, rows: Select[Any]) -> Select[Any] | None:
+    """Return the query for the sizes of the rows; None if they have no columns for long texts."""
+    wide = [column for column in rows.selected_columns if isinstance(column.type, _WIDE)]
+    if not wide:
+        return None
+    parts = (func.coalesce(_SIZES[dialect](column), 0) for column in wide)
+    size = sum(parts, start=literal(0))
+    return rows.with_only_columns(size.label("size"), maintain_column_froms=True)
+
+
+_SIZES: Final[Mapping[str, Callable[[ColumnElement[Any]], ColumnElement[int]]]] = {
+    "sqlite": lambda column: func.length(cast(column, LargeBinary)),  # Reads only the row's header.
+    "postgresql": lambda column: func.octet_length(cast(column, Text)),
+}
+"""The size of a value in bytes, by the kind of the database."""

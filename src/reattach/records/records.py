@@ -21,9 +21,10 @@ from reattach.records.database.url import Backend
 from reattach.records.keys import Keys
 from reattach.records.messages import Messages
 from reattach.records.runs.cut_offs import CutOffs
+from reattach.records.runs.lists.overview import Overview
+from reattach.records.runs.lists.summaries import RunSummaries
 from reattach.records.runs.notifications import Notification, listen
 from reattach.records.runs.openings import ConversationKeys
-from reattach.records.runs.overview import Overview
 from reattach.records.runs.owners import Owners
 from reattach.records.runs.retries import Retries
 from reattach.records.runs.runs import Runs
@@ -57,6 +58,7 @@ class Records:
         self.retries = Retries(database, clock)
         self.messages = Messages(database, clock, context_cache_bytes=context_cache_bytes)
         self.runs = Runs(database, clock)
+        self.run_summaries = RunSummaries(database, clock)
         self.overview = Overview(database, clock)
         self.cut_offs = CutOffs(database, clock)
         self.timelines = Timelines(database, clock)

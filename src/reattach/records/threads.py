@@ -11,8 +11,10 @@ import msgspec
 from sqlalchemy import (
     BindParameter,
     Connection,
+    Integer,
     Select,
     bindparam,
+    case,
     delete,
     exists,
     func,
@@ -23,10 +25,10 @@ from sqlalchemy import (
 )
 
 from reattach.domain.approvals import FOLLOWING, PendingApproval, pending_approval
-from reattach.domain.context import in_context, model_messages, summary_of
+from reattach.domain.context import ids_in_context, in_context, model_messages, summary_of
 from reattach.domain.context_messages import ContextMessages
 from reattach.domain.ids import AgentId, MessageId, StepId, TenantId
-from reattach.domain.messages import Message, Role
+from reattach.domain.messages import Message, Role, SummaryPart
 from reattach.records import lookup
 from reattach.records.base import Thread
 from reattach.records.contexts.contexts import CachedContext, ThreadContext, last_step
@@ -35,16 +37,15 @@ from reattach.records.database import schema
 from reattach.records.database.prepared import PreparedStatement
 
 _SYSTEM: Final = 0
+SHORT_THREAD: Final = 200
+"""The messages of a thread whose ids are read in the event loop, in half a millisecond."""
+
 _END: Final = 2**31 - 1
 """Only damaged places lie beyond it; SQLite orders text and bytes after all numbers."""
 
 
-def with_places(thread: Thread) -> Select[Any]:
+def with_places(thread_key: str | BindParameter[str]) -> Select[Any]:
     """Select the messages of a thread with their places, in no order."""
-    return _with_places(thread.key)
-
-
-def _with_places(thread_key: str | BindParameter[str]) -> Select[Any]:
     places = schema.thread_messages
     return (
         select(schema.messages, places.c.position)
@@ -56,7 +57,7 @@ def _with_places(thread_key: str | BindParameter[str]) -> Select[Any]:
 # The queries of every turn, built once because building them costs more than running them.
 _places: Final = schema.thread_messages
 _position: Final = _places.c.position
-_OF_THREAD: Final = _with_places(bindparam("thread_key"))
+_OF_THREAD: Final = with_places(bindparam("thread_key"))
 _in_order: Final = _OF_THREAD.order_by(_position)
 _WHOLE: Final = PlacedMessages(_in_order)
 # Beside the next one, because SQLite reads the whole thread for a condition with OR.
@@ -87,6 +88,20 @@ _LAST: Final = PreparedStatement(
 )
 _USAGE: Final = PreparedStatement(
     select(schema.steps.c.usage).where(schema.steps.c.id == bindparam("step_id"))
+)
+_summary: Final = case((schema.messages.c.role == Role.SUMMARY, schema.messages.c.parts))
+_ids: Final = (
+    select(_places.c.message_id, _summary.label("parts"))
+    .join(schema.messages, _places.c.message_id == schema.messages.c.id)
+    .order_by(_places.c.thread_key, _position)
+)
+_IDS_OF: Final = _ids.add_columns(_places.c.thread_key).where(
+    _places.c.thread_key.in_(bindparam("thread_keys", expanding=True))
+)
+_FIRST_IDS: Final = PreparedStatement(
+    _ids.where(_places.c.thread_key == bindparam("thread_key")).limit(
+        bindparam("limit", type_=Integer)
+    )
 )
 _INSERT_MESSAGES: Final = PreparedStatement(
     insert(schema.messages), "tenant", "agent_id", *Message.__struct_fields__
@@ -186,6 +201,37 @@ def _counted_tokens(connection: Connection, step_id: StepId | None) -> int | Non
     return usage.prompt_tokens or None if usage is not None else None
 
 
+def message_ids(connection: Connection, thread_key: str) -> list[MessageId]:
+    """Return the ids of the messages in context of a thread, in order, the system message first."""
+    return message_ids_of(connection, [thread_key]).get(thread_key, [])
+
+
+def message_ids_if_few(connection: Connection, thread_key: str) -> list[MessageId] | None:
+    """Return ``message_ids`` if the thread is short enough for the event loop; else None."""
+    asked = {"thread_key": thread_key, "limit": SHORT_THREAD + 1}
+    rows = _FIRST_IDS.rows(connection, asked)
+    return None if len(rows) > SHORT_THREAD else _ids_in_context(rows)
+
+
+def message_ids_of(
+    connection: Connection, thread_keys: Sequence[str]
+) -> dict[str, list[MessageId]]:
+    """Return ``message_ids`` of each of the threads, by one query."""
+    rows: dict[str, list[Sequence[Any]]] = {}
+    for *row, thread_key in connection.execute(_IDS_OF, {"thread_keys": thread_keys}):
+        rows.setdefault(thread_key, []).append(row)
+    return {key: _ids_in_context(found) for key, found in rows.items()}
+
+
+def _ids_in_context(rows: Sequence[Sequence[Any]]) -> list[MessageId]:
+    summaries = {
+        message_id: parts[0]
+        for message_id, parts in rows
+        if parts and isinstance(parts[0], SummaryPart)
+    }
+    return ids_in_context([message_id for message_id, _ in rows], summaries)
+
+
 def pending(connection: Connection, thread: Thread) -> PendingApproval | None:
     """Return the approval request of the thread that has no answer."""
     rows = _SINCE_SPOKEN.mappings(connection, {"thread_key": thread.key})
@@ -195,7 +241,7 @@ def pending(connection: Connection, thread: Thread) -> PendingApproval | None:
 def answers(connection: Connection, thread: Thread, limit: int) -> list[Message]:
     """Return the clients' answers to approval requests in the thread, newest first."""
     rows = connection.execute(
-        with_places(thread)
+        with_places(thread.key)
         .where(schema.messages.c.role == Role.APPROVAL)
         .order_by(schema.thread_messages.c.position.desc())
         .limit(limit)

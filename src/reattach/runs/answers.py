@@ -12,10 +12,11 @@ from reattach.domain.ids import FIRST_SEQ, Seq
 from reattach.domain.messages import Role
 from reattach.records.base import Run
 from reattach.records.records import Records
+from reattach.records.runs.lists.summaries import RunSummary
 from reattach.wire import letta, stored
 
 
-def metadata_of(run: Run) -> dict[str, Any]:
+def metadata_of(run: Run | RunSummary) -> dict[str, Any]:
     """Return the ``metadata`` of the API's run, which JSON can hold.
 
     It has the type, the error of a run that failed, and the attempts of a run that was interrupted.

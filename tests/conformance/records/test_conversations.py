@@ -4,6 +4,7 @@ import pytest
 
 from reattach.domain.errors import NotFoundError
 from reattach.domain.ids import new_agent_id, new_message_id
+from reattach.records import threads
 from reattach.records.base import Conversation, Thread
 from reattach.records.records import Records
 from tests.support.record_samples import (
@@ -57,6 +58,28 @@ async def test_an_update_sets_and_clears_the_named_fields(world: World, clock: H
     assert changed.updated_at == at(7)
     with pytest.raises(ValueError, match="agent_id"):
         await conversations.update(OURS, wanted, setting(agent_id=new_agent_id()))
+
+
+@pytest.mark.parametrize("most", [0, 1, 200])
+async def test_the_ids_of_messages_come_with_a_conversation_of_any_length(
+    world: World, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    await world.turn("hello")
+    monkeypatch.setattr(threads, "SHORT_THREAD", most)
+    conversations = world.records.conversations
+    message_ids = await conversations.message_ids(OURS, world.thread)
+    assert len(message_ids) > 1
+    found = await conversations.with_message_ids(OURS, world.conversation.id)
+    assert found == (await conversations.get(OURS, world.conversation.id), message_ids)
+    default = await conversations.message_ids(OURS, world.default)
+    agent = await world.records.agents.get(OURS, world.agent.id)
+    assert await world.records.agents.with_message_ids(OURS, agent.id) == (agent, default)
+    for call in (
+        conversations.with_message_ids(THEIRS, world.conversation.id),
+        world.records.agents.with_message_ids(THEIRS, agent.id),
+    ):
+        with pytest.raises(NotFoundError):
+            await call
 
 
 async def test_a_deleted_conversation_is_not_found(world: World) -> None:

@@ -14,8 +14,8 @@ from reattach.domain.ids import new_run_id
 from reattach.records.base import LogSummary, Run, RunError
 from reattach.records.database.database import Database
 from reattach.records.records import Records
-from reattach.records.runs import overview
-from reattach.records.runs.overview import RunFilter, _page
+from reattach.records.runs.lists import overview
+from reattach.records.runs.lists.overview import RunFilter, _page
 from tests.support.record_samples import (
     OURS,
     THEIRS,
@@ -173,8 +173,10 @@ async def test_sqlite_reads_no_other_runs_where_an_index_has_those_that_are_want
         return
 
     def explain(connection: Connection) -> str:
-        statement = _page(wanted, None, 10).compile(
-            connection, compile_kwargs={"literal_binds": True}
+        statement = (
+            _page(wanted, has_last=False)
+            .params(limit=10)
+            .compile(connection, compile_kwargs={"literal_binds": True})
         )
         plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")
         return "\n".join(row[-1] for row in plan)

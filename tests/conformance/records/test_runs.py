@@ -3,17 +3,27 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from sqlalchemy import JSON, Text, cast, select, type_coerce, update
+from sqlalchemy import JSON, Connection, Text, cast, select, type_coerce, update
 
 from reattach.domain.errors import ConflictError, NotFoundError
 from reattach.domain.events import RunStatus, StopReason, Usage
-from reattach.domain.ids import ConversationId, RunId, Seq, Token, new_run_id
+from reattach.domain.ids import AgentId, ConversationId, RunId, Seq, Token, new_run_id
 from reattach.records.base import RequestConfig, Run, RunCreated, RunError, Target, Thread
 from reattach.records.database import schema
+from reattach.records.database.database import Database
 from reattach.records.records import Records
 from reattach.records.runs.hidden_events import HiddenEvent
+from reattach.records.runs.lists.pages import (
+    MOST_FORMS,
+    RunPages,
+    form_of,
+    run_filters,
+    statement_of,
+)
+from reattach.records.runs.lists.summaries import RunSummary
 from tests.support.record_samples import (
     OURS,
     THEIRS,
@@ -358,6 +368,64 @@ async def test_the_pages_contain_every_run_once(world: World, ascending: bool) -
     assert moments == sorted(moments, reverse=not ascending)
     assert len(set(ids(walked))) == 5
     assert ids(await page(before=walked[3].id)) == ids(walked[1:3])
+
+
+@pytest.mark.promise("P11")
+async def test_the_summary_of_a_run_equals_the_run_of_the_record(world: World) -> None:
+    runs, summaries = world.records.runs, world.records.run_summaries
+    done, _ = await world.turn("x")
+    await world.turn("x", thread=world.default, stop_reason=StopReason.ERROR)
+    await world.start(callback_url="https://example.com/done")
+    expected = [RunSummary.of(run) for run in await runs.list(OURS, first())]
+    assert await summaries.list(OURS, first(), run_filters()) == expected
+    assert [await summaries.get(OURS, one.id) for one in expected] == expected
+    only = run_filters(statuses=[RunStatus.COMPLETED])
+    assert ids(await summaries.list(OURS, first(), only)) == [done]
+    for call in (
+        summaries.get(THEIRS, RunId(done)),
+        summaries.list(THEIRS, first(after=done), run_filters()),
+    ):
+        with pytest.raises(NotFoundError, match=f"^Run not found with id={done}$"):
+            await call
+
+
+@pytest.mark.parametrize(
+    ("filters", "cursor", "index"),
+    [
+        ({}, {}, "ix_runs_tenant_created_at (tenant=?)"),
+        ({}, {"after": "run-1"}, "ix_runs_tenant_created_at (tenant=? AND created_at<?)"),
+        ({}, {"before": "run-1"}, "ix_runs_tenant_created_at (tenant=? AND created_at>?)"),
+        ({"agent_ids": ["a"]}, {}, "ix_runs_agent_id_created_at (agent_id=?)"),
+        ({"agent_ids": ["a"]}, {"after": "run-1"}, "(agent_id=? AND created_at<?)"),
+        ({"conversation_id": "c"}, {}, "ix_runs_conversation_id (conversation_id=?)"),
+        ({"conversation_id": "c"}, {"after": "run-1"}, "ix_runs_conversation_id"),
+    ],
+)
+async def test_no_list_of_runs_reads_other_runs_than_its_own_on_sqlite(
+    shared_database: Database, filters: dict[str, Any], cursor: dict[str, str], index: str
+) -> None:
+    if shared_database.backend != "sqlite":
+        return
+    form, values = form_of(last(100, **cursor), run_filters(**filters))
+
+    def explain(connection: Connection) -> str:
+        statement = statement_of(form, [schema.runs.c.id, schema.runs.c.input])
+        bound = statement.params(tenant=OURS, limit=100, **values)
+        text = bound.compile(connection, compile_kwargs={"literal_binds": True})
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}")
+        return "\n".join(row[-1] for row in plan)
+
+    assert index in await shared_database.in_read(explain)
+
+
+async def test_few_statements_are_kept_however_many_filters_are_asked_for(world: World) -> None:
+    agents = [AgentId(f"agent-{number}") for number in range(2 * MOST_FORMS)]
+    pages = RunPages(schema.runs.c.id)
+    database = world.records.runs._database
+    for number in range(len(agents)):
+        filters = run_filters(agent_ids=[world.agent.id, *agents[:number]])
+        assert await database.in_read(pages.read, OURS, first(), filters) == []
+    assert 0 < len(pages._prepared) <= MOST_FORMS
 
 
 async def test_steps_are_listed_in_both_directions(world: World) -> None:

@@ -71,7 +71,7 @@ async def attach_block(
 ) -> AgentState:
     await context.records.blocks.attach(tenant, agent_id, block_id)
     agent = await context.records.agents.get(tenant, agent_id)
-    return await agent_state(context, tenant, agent, None)
+    return await agent_state(context, tenant, agent)
 
 
 @router.patch(
@@ -84,4 +84,4 @@ async def detach_block(
 ) -> AgentState:
     await context.records.blocks.detach(tenant, agent_id, block_id)
     agent = await context.records.agents.get(tenant, agent_id)
-    return await agent_state(context, tenant, agent, None)
+    return await agent_state(context, tenant, agent)

@@ -1,6 +1,6 @@
 """Routes for agents."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -9,7 +9,7 @@ from fastapi import Query
 from reattach.agent.turns import system_prompt
 from reattach.domain.errors import NotFoundError, NotImplementedHereError
 from reattach.domain.events import StopReason
-from reattach.domain.ids import TenantId
+from reattach.domain.ids import MessageId, TenantId
 from reattach.domain.limits.requests import MAX_PAGE_ITEMS, MAX_QUERY_CHARS, MAX_QUERY_VALUES
 from reattach.domain.prompt import system_message
 from reattach.http.api.models import check_model
@@ -108,8 +108,8 @@ async def create_agent(body: AgentCreate, context: ContextDep, tenant: TenantDep
 async def retrieve_agent(
     agent_id: AgentPath, context: ContextDep, tenant: TenantDep, include: Includes = None
 ) -> AgentState:
-    agent = await context.records.agents.get(tenant, agent_id)
-    return await agent_state(context, tenant, agent, include)
+    agent, message_ids = await context.records.agents.with_message_ids(tenant, agent_id)
+    return await _state(context, tenant, agent, message_ids, include)
 
 
 @router.patch("/v1/agents/{agent_id}", operation_id="modify_agent", summary="Change an agent")
@@ -126,7 +126,7 @@ async def modify_agent(
         return changed
 
     agent = await context.records.agents.update(tenant, agent_id, change, block_ids=body.block_ids)
-    return await agent_state(context, tenant, agent, None)
+    return await agent_state(context, tenant, agent)
 
 
 @router.delete(
@@ -173,15 +173,23 @@ def view_of(context: Context, tenant: TenantId, include: Collection[Include] | N
     return AgentView(default, models, context.toolbox.for_tenant(tenant), include)
 
 
-async def agent_state(
-    context: Context, tenant: TenantId, agent: Agent, include: Collection[Include] | None
-) -> AgentState:
+async def agent_state(context: Context, tenant: TenantId, agent: Agent) -> AgentState:
     """Return the agent with the ids of the messages in its default conversation."""
     thread = Thread(agent.id, None)
     message_ids = await context.records.conversations.message_ids(tenant, thread)
+    return await _state(context, tenant, agent, message_ids, None)
+
+
+async def _state(
+    context: Context,
+    tenant: TenantId,
+    agent: Agent,
+    message_ids: Sequence[MessageId],
+    include: Collection[Include] | None,
+) -> AgentState:
     state = AgentState.of(agent, view_of(context, tenant, include), message_ids)
     if "agent.pending_approval" in (include or ()):
-        pending = await context.records.messages.pending(tenant, thread)
+        pending = await context.records.messages.pending(tenant, Thread(agent.id, None))
         state.pending_approval = None if pending is None else approval_request(pending.request)
     return state
 

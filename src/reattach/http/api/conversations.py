@@ -91,8 +91,8 @@ async def list_conversations(
 async def retrieve_conversation(
     conversation_id: ConversationPath, context: ContextDep, tenant: TenantDep
 ) -> ConversationState:
-    conversation = await context.records.conversations.get(tenant, conversation_id)
-    return await _state(context, tenant, conversation)
+    found = await context.records.conversations.with_message_ids(tenant, conversation_id)
+    return ConversationState.of(*found)
 
 
 @router.patch(

@@ -17,7 +17,7 @@ from reattach.domain.ids import (
 from reattach.domain.limits.requests import MAX_ID_CHARS, MAX_PAGE_ITEMS, PAGE_BYTES
 from reattach.domain.messages import Message
 from reattach.http.context import AccessDep, ContextDep, TenantDep
-from reattach.http.json import JsonResponse
+from reattach.http.json import JsonResponse, list_response
 from reattach.http.parse_send import find_thread
 from reattach.http.routes import routes
 from reattach.http.schemas.fields import AgentPath, MessagePath, OrderParam, QueryAgent, ThreadPath
@@ -174,9 +174,13 @@ async def retrieve_message(
     return JsonResponse(message_items(message))
 
 
-def items_response(messages: Sequence[Message]) -> Response:
+async def items_response(messages: Sequence[Message]) -> Response:
     """Return the items of the messages; items of one message stay together, in their own order."""
-    return JsonResponse([item for message in messages for item in message_items(message)])
+    return await list_response(messages, _items)
+
+
+def _items(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    return [item for message in messages for item in message_items(message)]
 
 
 async def answer(
@@ -191,9 +195,11 @@ async def answer(
     With ``oldest_first``, the requested order only selects the end of the list.
     """
     if types is None:
-        groups = [message_items(message) for message in await listing(span)]
-    else:
-        groups = await _items_of_types(listing, span, frozenset(types))
+        messages = await listing(span)
+        return await items_response(
+            messages[::-1] if oldest_first and not span.ascending else messages
+        )
+    groups = await _items_of_types(listing, span, frozenset(types))
     if oldest_first and not span.ascending:
         groups.reverse()
     return JsonResponse([item for items in groups for item in items])

@@ -18,13 +18,23 @@ from reattach.domain.limits.requests import MAX_ID_CHARS, MAX_PAGE_ITEMS, MAX_QU
 from reattach.domain.messages import Message, Role
 from reattach.http.api.messages import OldestSpan, items_response
 from reattach.http.context import AccessDep, ContextDep, TenantDep
+from reattach.http.json import JsonResponse, list_response
 from reattach.http.paging import NewestPage
 from reattach.http.readable import readable_items
 from reattach.http.routes import routes
 from reattach.http.schemas.fields import QueryAgent, QueryTexts, StopReasonName
 from reattach.http.schemas.message import MessageItem
-from reattach.http.schemas.run import RunMetrics, RunState, RunUsage, StepState
+from reattach.http.schemas.run import (
+    RunMetrics,
+    RunState,
+    RunUsage,
+    StepState,
+    run_state,
+    run_states,
+)
 from reattach.records.base import Page, Run, Span
+from reattach.records.runs.lists.pages import run_filters
+from reattach.runs.service import parse_run_id
 
 router = routes("runs")
 
@@ -42,7 +52,12 @@ ConversationQuery = Annotated[
 ]
 
 
-@router.get("/v1/runs/", operation_id="list_runs", summary="List runs")
+@router.get(
+    "/v1/runs/",
+    operation_id="list_runs",
+    summary="List runs",
+    response_model=list[RunState],
+)
 async def list_runs(
     context: ContextDep,
     tenant: TenantDep,
@@ -55,25 +70,24 @@ async def list_runs(
     conversation_id: ConversationQuery = None,
     active: Annotated[bool, Query(description="Only runs that have not ended.")] = False,
     order_by: Annotated[Literal["created_at"], Query()] = "created_at",  # noqa: ARG001
-) -> list[RunState]:
-    agents = {*(agent_ids or ()), *([agent_id] if agent_id else ())}
-    runs = await context.records.runs.list(
-        tenant,
-        page,
-        agent_ids=agents,
+) -> Response:
+    filters = run_filters(
+        agent_ids={*(agent_ids or ()), *([agent_id] if agent_id else ())},
         statuses=_statuses(statuses or ()),
         background=background,
         stop_reason=None if stop_reason is None else StopReason(stop_reason),
         conversation_id=conversation_id,
         active_only=active,
     )
-    return readable_items("runs", runs, RunState.of)
+    runs = await context.records.run_summaries.list(tenant, page, filters)
+    return await list_response(runs, run_states)
 
 
 @router.get(
     "/v1/runs/active",
     operation_id="list_active_runs",
     summary="List the runs that have not ended",
+    response_model=list[RunState],
     deprecated=True,
 )
 async def list_active_runs(
@@ -82,7 +96,7 @@ async def list_active_runs(
     agent_id: QueryAgent = None,
     agent_ids: AgentIds = None,
     background: bool | None = None,
-) -> list[RunState]:
+) -> Response:
     page = Page(limit=MAX_PAGE_ITEMS, ascending=False)
     return await list_runs(
         context, tenant, page, agent_id, agent_ids, background=background, active=True
@@ -94,10 +108,11 @@ async def list_active_runs(
     operation_id="retrieve_run",
     summary="Retrieve a run",
     description="A stream token gets null for everything about callbacks.",
+    response_model=RunState,
 )
-async def retrieve_run(run_id: RunPath, context: ContextDep, access: AccessDep) -> RunState:
-    run = await context.runs.by_id(access.tenant, run_id)
-    return RunState.of(run) if access.claims is None else RunState.for_token(run)
+async def retrieve_run(run_id: RunPath, context: ContextDep, access: AccessDep) -> Response:
+    run = await context.records.run_summaries.get(access.tenant, parse_run_id(run_id))
+    return JsonResponse(run_state(run, for_token=access.claims is not None))
 
 
 @router.delete(
@@ -129,8 +144,8 @@ async def list_run_messages(
     run = await context.runs.by_id(tenant, run_id)
     messages = context.records.messages
     if not await messages.of_run(tenant, run.id, Span(1, ascending=True)):
-        return items_response(_input_span(run, span, system_too=system_too))
-    return items_response(await messages.of_run(tenant, run.id, span, system_too=system_too))
+        return await items_response(_input_span(run, span, system_too=system_too))
+    return await items_response(await messages.of_run(tenant, run.id, span, system_too=system_too))
 
 
 @router.get(

@@ -31,7 +31,7 @@ from reattach.http.parse_send import (
 )
 from reattach.http.routes import routes
 from reattach.http.schemas.fields import AgentPath, ThreadPath
-from reattach.http.schemas.run import RunState
+from reattach.http.schemas.run import RunState, run_state
 from reattach.http.schemas.sending import (
     AgentSendBody,
     AsyncSendBody,
@@ -41,6 +41,7 @@ from reattach.http.schemas.sending import (
 )
 from reattach.http.stream.response import RunStream
 from reattach.records.base import Run, Thread
+from reattach.records.runs.lists.summaries import RunSummary
 from reattach.runs.answers import whole_answer
 from reattach.runs.following.follow import Target
 from reattach.runs.service import Send
@@ -162,14 +163,16 @@ async def stream_to_agent(
     operation_id="send_message_async",
     summary="Send a message to an agent's default conversation and return the run at once",
     dependencies=_SENDS_ONCE,
+    response_model=RunState,
 )
 async def send_to_agent_async(
     agent_id: AgentPath, body: AsyncSendBody, context: ContextDep, access: AccessDep
-) -> RunState:
+) -> Response:
     callback_url = _callback_url(context, body)
     addressed = await find_agent(context.records, access.tenant, agent_id)
     send = _parse(context, access, addressed, body, "send_message_async")
-    return RunState.of(await _start_run(context, access, replace(send, callback_url=callback_url)))
+    run = await _start_run(context, access, replace(send, callback_url=callback_url))
+    return JsonResponse(run_state(RunSummary.of(run)))
 
 
 @router.post(

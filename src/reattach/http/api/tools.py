@@ -155,7 +155,7 @@ async def _change(
     context: Context, tenant: TenantId, agent_id: AgentId, change: Callable[[Agent], Agent]
 ) -> AgentState:
     agent = await context.records.agents.update(tenant, agent_id, change)
-    return await agent_state(context, tenant, agent, None)
+    return await agent_state(context, tenant, agent)
 
 
 def _split(values: list[str]) -> set[str]:

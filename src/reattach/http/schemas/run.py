@@ -1,14 +1,17 @@
 """Schemas of runs, their usage and their steps."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, Self
 
 from pydantic import ConfigDict, Field
 
+from reattach.domain.clock import utc_text
 from reattach.domain.events import Usage
 from reattach.engine.base import Model
 from reattach.http.schemas.fields import Answer, StopReasonName, UtcTime, members_of
 from reattach.records.base import Run, Step
+from reattach.records.runs.lists.summaries import RunSummary
 from reattach.runs.answers import metadata_of
 from reattach.wire.letta import MessageType
 
@@ -25,7 +28,7 @@ class RequestConfig(Answer):
 
 
 class RunState(Answer):
-    """One turn of an agent, from the message that starts it to its end."""
+    """One turn of an agent, from the message that starts it to its end; see ``run_state``."""
 
     id: str
     agent_id: str
@@ -47,47 +50,52 @@ class RunState(Answer):
     ttft_ns: int | None = Field(None, description="Time to the first event of an ended run, in ns.")
     total_duration_ns: int | None
 
-    @classmethod
-    def of(cls, run: Run) -> Self:
-        return cls(
-            **members_of(run, cls),
-            agent_id=run.thread.agent_id,
-            metadata=metadata_of(run),
-            ttft_ns=_ttft_ns(run),
-            total_duration_ns=run.duration_ns,
-        )
 
-    @classmethod
-    def for_token(cls, run: Run) -> Self:
-        """Return what the holder of a stream token may see; the other members have no value."""
-        shown = {name: one for name, one in cls.of(run) if name in _SHOWN_TO_TOKENS}
-        return cls(**shown)
+def run_state(run: RunSummary, *, for_token: bool = False) -> dict[str, Any]:
+    """Return the members of a ``RunState``, for JSON.
+
+    With ``for_token``, those that the holder of a stream token may not see have no value.
+    """
+    config = run.request_config
+    return {
+        "id": run.id,
+        "agent_id": run.agent_id,
+        "conversation_id": run.conversation_id,
+        "status": run.status,
+        "stop_reason": run.stop_reason,
+        "background": run.background,
+        "created_at": _utc(run.created_at),
+        "completed_at": _utc(run.completed_at),
+        "metadata": metadata_of(run),
+        "request_config": {
+            "use_assistant_message": config.use_assistant_message,
+            "assistant_message_tool_name": config.assistant_message_tool_name,
+            "assistant_message_tool_kwarg": config.assistant_message_tool_kwarg,
+            "include_return_message_types": config.include_return_message_types,
+        },
+        "base_template_id": None,
+        "callback_url": None if for_token else run.callback_url,
+        "callback_sent_at": None if for_token else _utc(run.callback_sent_at),
+        "callback_status_code": None if for_token else run.callback_status_code,
+        "callback_error": None if for_token else run.callback_error,
+        "ttft_ns": _ttft_ns(run),
+        "total_duration_ns": run.duration_ns,
+    }
 
 
-def _ttft_ns(run: Run) -> int | None:
+def run_states(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
+    return [run_state(run) for run in runs]
+
+
+def _utc(at: datetime | None) -> str | None:
+    return None if at is None else utc_text(at, "microseconds")
+
+
+def _ttft_ns(run: RunSummary) -> int | None:
     """Return the time to the first event of an ended run, if it is recorded."""
     if run.first_event_at is None:
         return None
     return (run.first_event_at - run.created_at) // timedelta(microseconds=1) * 1000
-
-
-_SHOWN_TO_TOKENS: Final = frozenset(
-    {
-        "id",
-        "agent_id",
-        "conversation_id",
-        "status",
-        "stop_reason",
-        "background",
-        "created_at",
-        "completed_at",
-        "metadata",
-        "request_config",
-        "ttft_ns",
-        "total_duration_ns",
-    }
-)
-"""The agent's id is one of them because a token that may cancel needs it."""
 
 
 class PromptTokens(Answer):

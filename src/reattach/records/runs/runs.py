@@ -50,6 +50,7 @@ from reattach.records.runs import cut_offs, hidden_events, orphans, retries, tim
 from reattach.records.runs.admission import admit, known_run, run_of
 from reattach.records.runs.audit import Standing
 from reattach.records.runs.hidden_events import HiddenEvent
+from reattach.records.runs.lists.pages import RunPages, run_filters
 from reattach.records.runs.marks import mark_active, release
 from reattach.records.runs.notifications import CancelRequested, notify
 from reattach.records.runs.openings import Opening
@@ -88,6 +89,8 @@ _TWO_BY_OTID: Final = _prepare_target(_ALL_BY_OTID.limit(2))
 """Sorting takes half of the time, and an OTID hardly ever has a second run."""
 _ACTIVE_TARGET: Final = _prepare_target(_ACTIVE)
 _CONVERSATION: Final = PreparedStatement(_BY_ID.with_only_columns(_runs.c.conversation_id))
+
+_PAGES: Final = RunPages(*_runs.c)
 
 _STEP_FIELDS: Final = tuple(field.name for field in fields(Step))
 
@@ -197,24 +200,15 @@ class Runs(Repository):
 
         The conversation ``"default"`` stands for all runs without a named conversation.
         """
-        runs = schema.runs
-        rows = lookup.owned(runs, tenant)
-        if agent_ids:
-            rows = rows.where(runs.c.agent_id.in_(agent_ids))
-        if statuses:
-            rows = rows.where(runs.c.status.in_(statuses))
-        if background is not None:
-            rows = rows.where(runs.c.background.is_(background))
-        if stop_reason is not None:
-            rows = rows.where(runs.c.stop_reason == stop_reason)
-        if conversation_id == "default":
-            rows = rows.where(runs.c.conversation_id.is_(None))
-        elif conversation_id is not None:
-            rows = rows.where(runs.c.conversation_id == conversation_id)
-        if active_only:
-            rows = rows.where(schema.ACTIVE)
-        order = SortOrder(runs, runs.c.created_at, page.ascending)
-        found = await self._database.in_read(page_of, rows, tenant, page, order)
+        filters = run_filters(
+            agent_ids=agent_ids,
+            statuses=statuses,
+            background=background,
+            stop_reason=stop_reason,
+            conversation_id=conversation_id,
+            active_only=active_only,
+        )
+        found = await self._database.in_read(_PAGES.read, tenant, page, filters)
         return [run_of(row) for row in found]
 
     async def mark_running(self, run_id: RunId, token: Token, *, notes_begun: bool = False) -> bool:

@@ -15,7 +15,7 @@ from reattach.log.commit_times import Stretch
 from reattach.records.base import Page, Run
 from reattach.records.records import Records
 from reattach.records.runs.cut_offs import KeptCutOff
-from reattach.records.runs.overview import RunLine
+from reattach.records.runs.lists.overview import RunLine
 from reattach.records.runs.runs import NOBODY
 from reattach.runs.history.timelines import time_of
 from reattach.runs.inspection.frames import extent

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.http.schemas.fields import Answer, StopReasonName, UtcTime, members_of
 from reattach.records.base import RunError
-from reattach.records.runs.overview import RunLine
+from reattach.records.runs.lists.overview import RunLine
 from reattach.runs.inspection.details import RunDetails
 from reattach.runs.inspection.live import LiveFigures
 

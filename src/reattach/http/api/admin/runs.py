@@ -15,7 +15,7 @@ from reattach.http.context import ContextDep
 from reattach.http.readable import readable_items
 from reattach.http.routes import routes
 from reattach.http.schemas.fields import QueryAgent
-from reattach.records.runs.overview import RunFilter
+from reattach.records.runs.lists.overview import RunFilter
 from reattach.runs.inspection.details import look_into
 from reattach.runs.inspection.live import LiveFigures
 from reattach.runs.inspection.scan import Scans
@@ -64,7 +64,6 @@ async def list_runs(
     limit: PageLimit = 100,
     after: AfterItem = None,
 ) -> RunList:
-    overview = context.records.overview
     wanted = RunFilter(
         tenant=tenant,
         statuses={RunStatus(name) for name in statuses or ()},
@@ -73,13 +72,13 @@ async def list_runs(
         model=model or None,
         text=(query or "").strip() or None,
     )
-    found = await overview.list(wanted, limit=limit + 1, after=after)
+    found = await context.records.overview.look(wanted, tenant=tenant, limit=limit + 1, after=after)
     live = LiveFigures.of(await context.reports.gather())
     return RunList(
-        items=readable_items("runs", found[:limit], lambda line: RunItem.of(line, live)),
-        active=await overview.count_active(tenant),
-        total=await overview.count(wanted),
-        has_more=len(found) > limit,
+        items=readable_items("runs", found.lines[:limit], lambda line: RunItem.of(line, live)),
+        active=found.active,
+        total=found.total,
+        has_more=len(found.lines) > limit,
     )
 
 

@@ -2,18 +2,22 @@
 
 import builtins
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Integer,
     RowMapping,
     Select,
     and_,
+    bindparam,
     func,
+    literal,
     or_,
     select,
 )
@@ -22,9 +26,12 @@ from reattach.domain.events import RunStatus, StopReason
 from reattach.domain.ids import AgentId, ConversationId, RunId, TenantId, is_run_id
 from reattach.records.base import Run, RunError, Target
 from reattach.records.database import schema
+from reattach.records.database.columns import Moment
+from reattach.records.database.prepared import PreparedStatement, Row
 from reattach.records.lookup import not_found
 from reattach.records.repository import Repository
 from reattach.records.runs.admission import run_of
+from reattach.records.runs.lists.pages import unindexed
 
 SEARCHED_RUNS: Final = 20_000
 """The newest runs among which those with some text or model are found."""
@@ -108,6 +115,17 @@ class RunLine:
         return Target(self.id, self.tenant, self.status, background=self.background)
 
 
+class RunsLook(NamedTuple):
+    """A page of runs, and numbers of all."""
+
+    lines: list[RunLine]
+    active: int
+    """The number of runs that have not ended, whatever is looked for."""
+    total: int | None
+    """The number of runs that are looked for; None if there are more than COUNTED_RUNS, or if no
+    index counts them."""
+
+
 class Overview(Repository):
     """Lists runs, also across tenants; None for a tenant means all."""
 
@@ -121,11 +139,22 @@ class Overview(Repository):
         Raises:
             NotFoundError: There is no run ``after`` for the tenant.
         """
+        return await self._database.in_read(_lines, wanted, limit, after)
 
-        def read(connection: Connection) -> builtins.list[RunLine]:
-            last = None if after is None else _find(connection, wanted.tenant, after)
-            rows = connection.execute(_page(wanted, last, limit))
-            return [_line(row) for row in rows.mappings()]
+    async def look(
+        self, wanted: RunFilter, *, tenant: TenantId | None, limit: int, after: str | None
+    ) -> RunsLook:
+        """Return the page of ``list`` with the number of its runs and of those active, at once.
+
+        ``tenant`` is the one whose active runs are counted. Raises NotFoundError as ``list`` does.
+        """
+
+        def read(connection: Connection) -> RunsLook:
+            return RunsLook(
+                _lines(connection, wanted, limit, after),
+                _count_active(connection, tenant),
+                _count(connection, wanted),
+            )
 
         return await self._database.in_read(read)
 
@@ -141,25 +170,53 @@ class Overview(Repository):
 
     async def count_active(self, tenant: TenantId | None) -> int:
         """Count the runs that have not ended."""
-        active = select(func.count()).select_from(_runs).where(schema.ACTIVE)
-        if tenant is not None:
-            active = active.where(_unindexed(_runs.c.tenant) == tenant)
-        return await self._count(active)
+        return await self._database.in_read(_count_active, tenant)
 
     async def count(self, wanted: RunFilter) -> int | None:
         """Count the runs; None if there are more than COUNTED_RUNS, or if no index counts them."""
-        if not wanted.is_indexed:
-            return None
-        some = select(_runs.c.ordinal).where(*_conditions(wanted)).limit(COUNTED_RUNS + 1)
-        found = await self._count(select(func.count()).select_from(some.subquery()))
-        return None if found > COUNTED_RUNS else found
+        return await self._database.in_read(_count, wanted)
 
-    async def _count(self, statement: Select[Any]) -> int:
-        def read(connection: Connection) -> int:
-            found: int = connection.execute(statement).scalar_one()
-            return found
 
-        return await self._database.in_read(read)
+def _lines(
+    connection: Connection, wanted: RunFilter, limit: int, after: str | None
+) -> list[RunLine]:
+    values: dict[str, object] = {"limit": limit}
+    if after is not None:
+        last = _find(connection, wanted.tenant, after)
+        values |= {"last_created_at": last["created_at"], "last_ordinal": last["ordinal"]}
+    rows = _prepared_page(_hashable(wanted), after is not None).mappings(connection, values)
+    return [_line(row) for row in rows]
+
+
+def _count_active(connection: Connection, tenant: TenantId | None) -> int:
+    values = {} if tenant is None else {"tenant": tenant}
+    found: int = _ACTIVE_COUNT[tenant is not None].value(connection, values)
+    return found
+
+
+def _count(connection: Connection, wanted: RunFilter) -> int | None:
+    if not wanted.is_indexed:
+        return None
+    asked = {"limit": COUNTED_RUNS + 1}
+    found: int = _prepared_count(_hashable(wanted)).value(connection, asked)
+    return None if found > COUNTED_RUNS else found
+
+
+def _hashable(wanted: RunFilter) -> RunFilter:
+    return replace(wanted, statuses=frozenset(wanted.statuses))
+
+
+# Pages that show the runs ask for the same list again and again.
+@lru_cache(maxsize=64)
+def _prepared_page(wanted: RunFilter, has_last: bool) -> PreparedStatement:
+    return PreparedStatement(_page(wanted, has_last=has_last))
+
+
+@lru_cache(maxsize=64)
+def _prepared_count(wanted: RunFilter) -> PreparedStatement:
+    limit = bindparam("limit", type_=Integer)
+    some = select(_runs.c.ordinal).where(*_conditions(wanted)).limit(limit)
+    return PreparedStatement(select(func.count().label("runs")).select_from(some.subquery()))
 
 
 def _find(connection: Connection, tenant: TenantId | None, run_id: str) -> RowMapping:
@@ -172,11 +229,11 @@ def _find(connection: Connection, tenant: TenantId | None, run_id: str) -> RowMa
     return row
 
 
-def _page(wanted: RunFilter, last: RowMapping | None, limit: int) -> Select[Any]:
-    """Select the lines of a page, which begins after the row ``last``."""
-    conditions = _conditions(wanted)
-    if last is not None:
-        conditions.append(_is_before(wanted, last))
+def _page(wanted: RunFilter, *, has_last: bool) -> Select[Any]:
+    """Select the lines of a page, which begins after a row if ``has_last``."""
+    conditions, limit = _conditions(wanted), bindparam("limit", type_=Integer)
+    if has_last:
+        conditions.append(_is_before(wanted))
     order = [column.desc() for column in _order(wanted)]
     if not wanted.model and not wanted.text:
         rows = _with_agents(select(*_COLUMNS)).where(*conditions)
@@ -201,11 +258,11 @@ def _conditions(wanted: RunFilter) -> list[ColumnElement[bool]]:
         (_runs.c.conversation_id, wanted.conversation_id),
     ):
         if value is not None:
-            found.append((_unindexed(column) if has_index else column) == value)
+            found.append((unindexed(column) if has_index else column) == value)
     if wanted.text is not None and is_run_id(wanted.text):
         found.append(_runs.c.id == wanted.text)
     if wanted.statuses:
-        found.append(_runs.c.status.in_(wanted.statuses))
+        found.append(_runs.c.status.in_([literal(one.value) for one in sorted(wanted.statuses)]))
         if _is_within(wanted, _UNSUCCESSFUL):
             found.append(schema.UNSUCCESSFUL)  # type: ignore[arg-type]  # the partial index has it
         elif _is_within(wanted, _ACTIVE):
@@ -235,11 +292,11 @@ def _order(wanted: RunFilter) -> list[Column[Any]]:
     return [_runs.c.created_at, _runs.c.ordinal]
 
 
-def _is_before(wanted: RunFilter, last: RowMapping) -> ColumnElement[bool]:
-    ordinal: ColumnElement[bool] = _runs.c.ordinal < last["ordinal"]
+def _is_before(wanted: RunFilter) -> ColumnElement[bool]:
+    ordinal: ColumnElement[bool] = _runs.c.ordinal < bindparam("last_ordinal")
     if len(_order(wanted)) == 1:
         return ordinal
-    created_at, at = _runs.c.created_at, last["created_at"]
+    created_at, at = _runs.c.created_at, bindparam("last_created_at", type_=Moment)
     return and_(created_at <= at, or_(created_at < at, ordinal))
 
 
@@ -248,14 +305,14 @@ def _is_within(wanted: RunFilter, statuses: Collection[RunStatus]) -> bool:
     return bool(wanted.statuses) and set(wanted.statuses) <= set(statuses)
 
 
-def _unindexed(column: ColumnElement[str]) -> ColumnElement[str]:
-    """Return the column as a value of which SQLite has no index.
+_active: Final = select(func.count().label("runs")).select_from(_runs).where(schema.ACTIVE)
+_ACTIVE_COUNT: Final = {
+    False: PreparedStatement(_active),
+    True: PreparedStatement(_active.where(unindexed(_runs.c.tenant) == bindparam("tenant"))),
+}
+"""The query for the number of active runs, by whether they are those of one tenant."""
 
-    It would rather read all runs of a tenant than the few in a partial index.
-    """
-    return column.concat("")
 
-
-def _line(row: RowMapping) -> RunLine:
+def _line(row: Row) -> RunLine:
     values = {**row, "attempts": len(row["attempts"]) + 1}
     return RunLine(**values)
