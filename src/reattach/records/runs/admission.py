@@ -174,7 +174,7 @@ def _open(connection: Connection, tenant: TenantId, opening: Opening) -> None:
         threads.copy_places(connection, opening.source, thread, opening.up_to)
     threads.append(connection, tenant, thread, opening.earlier)
     if key is not None:
-        insert_key(connection, tenant, key, conversation.id)
+        insert_key(connection, tenant, key, conversation.id, opening.replaces)
 
 
 def _find_answered(connection: Connection, tenant: TenantId, run: Run) -> Run | None:

@@ -6,7 +6,7 @@ transaction that creates the first run, so a client that sends twice at once get
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, exists, insert, or_, select
 
 from reattach.domain.ids import AgentId, ConversationId, MessageId, TenantId
 from reattach.domain.messages import Message
@@ -71,18 +71,29 @@ def find_conversation(
 
 
 def insert_key(
-    connection: Connection, tenant: TenantId, key: ConversationKey, conversation_id: ConversationId
+    connection: Connection,
+    tenant: TenantId,
+    key: ConversationKey,
+    conversation_id: ConversationId,
+    replaces: ConversationId | None = None,
 ) -> None:
-    """Give the key to the conversation, also if a deleted one had it.
+    """Give the key to the conversation, also if ``replaces`` or a deleted one had it.
 
     The insert fails if another transaction does the same; see ``lost_a_race``.
     """
+    conversations = schema.conversations
+    is_deleted = exists().where(
+        conversations.c.id == _keys.c.conversation_id, conversations.c.deleted_at.is_not(None)
+    )
+    # Any other one may be the conversation that another transaction has just begun.
+    is_free = or_(_keys.c.conversation_id == replaces, is_deleted)
     connection.execute(
         delete(_keys).where(
             _keys.c.tenant == tenant,
             _keys.c.agent_id == key.agent_id,
             _keys.c.dialect == key.dialect,
             _keys.c.key == key.key,
+            is_free,
         )
     )
     values = {
