@@ -346,6 +346,20 @@ async def test_an_owner_whose_frames_were_lost_gets_a_mismatch_and_log_lost(
 
 
 @pytest.mark.promise("P1")
+async def test_a_command_on_a_kept_connection_that_was_killed_is_sent_on_a_new_one(
+    redis: RedisServer,
+) -> None:
+    async with log_at(redis) as log, observer_of(redis) as observer:
+        writer = await log.open("run", Token(1))
+        for seq in range(1, 4):
+            mine = [one["id"] for one in await observer.client_list() if one["name"] == "reattach"]
+            for client_id in mine:
+                await observer.client_kill_filter(_id=client_id)
+            await writer.append(Seq(seq), FRAMES[seq - 1 : seq])
+        assert (await log.head("run")).last_seq == 3
+
+
+@pytest.mark.promise("P1")
 @pytest.mark.parametrize("seed", range(4))
 async def test_cut_connections_lose_and_duplicate_nothing(
     redis: RedisServer, relay: Relay, seed: int

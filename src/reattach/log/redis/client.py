@@ -24,6 +24,7 @@ from redis.exceptions import (
 )
 
 from reattach.domain.errors import StartupError, StoreUnavailableError
+from reattach.log.redis.connections import Connections
 from reattach.log.redis.scripts import Script
 
 FAILURES: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
@@ -66,6 +67,12 @@ class RedisClient:
         self._sentinels = sentinels
         self.wait_policy = wait_policy
         self._permits = asyncio.Semaphore(_COMMAND_CONNECTIONS)
+        # Commands that wait for replicas go through the pool, which must not be used up.
+        self._connections = (
+            Connections(driver.connection_pool)
+            if isinstance(driver, Redis) and not wait_policy.replicas
+            else None
+        )
         self.is_cluster = isinstance(driver, RedisCluster)
         """Keys of several runs cannot be in one call."""
 
@@ -206,7 +213,9 @@ class RedisClient:
 
     async def _execute(self, *command: bytes | str | int) -> Any:
         async with asyncio.timeout(self.wait_policy.answer_seconds), self._permits:
-            return await self.driver.execute_command(*command)
+            if self._connections is None:
+                return await self.driver.execute_command(*command)
+            return await self._connections.execute(*command)
 
     async def _execute_with_wait(
         self, script: Script, rest: Sequence[bytes | str | int]
@@ -230,6 +239,8 @@ class RedisClient:
     async def _unavailable_error(self, error: Exception) -> StoreUnavailableError:
         if isinstance(error, ReadOnlyError) and isinstance(self.driver, Redis):
             # This is a former primary. A new connection finds the current one.
+            if self._connections is not None:
+                await self._connections.reconnect()
             await self.driver.connection_pool.disconnect(inuse_connections=False)
         return StoreUnavailableError(_UNAVAILABLE)
 
