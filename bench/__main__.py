@@ -30,6 +30,7 @@ from bench.measuring.load import CACHE, program
 from bench.measuring.results import Chapter, write
 from bench.options import Options
 from bench.requests import reads, sends, turns
+from bench.starting import starts
 from bench.telemetry import tracing
 
 CHAPTERS: Mapping[str, tuple[str, Callable[[Options], Chapter]]] = {
@@ -40,6 +41,7 @@ CHAPTERS: Mapping[str, tuple[str, Callable[[Options], Chapter]]] = {
     "idle": ("readers on silent runs: memory, CPU, pings", idle.main),
     "storm": ("all readers cut at once, and back", storm.main),
     "append": ("durable events a second, by backend and durability", append.main),
+    "start": ("a server's start: time to its first answer, CPU, memory when idle", starts.main),
     "watching": ("metrics off, on, and asked for everything all the time: CPU", watching.main),
     "tracing": ("traces off and on, of live events, sends and resumes: CPU", tracing.main),
     "reads": ("one GET of an object, a list, the metrics, with few and many kept: CPU", reads.main),

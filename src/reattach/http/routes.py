@@ -3,7 +3,7 @@
 import re
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, get_type_hints
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
@@ -63,6 +63,7 @@ class Router(APIRouter):
     @override
     def add_api_route(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         def build() -> APIRoute:
+            _complete_models(endpoint)
             builder = APIRouter(
                 route_class=self.route_class, tags=self.tags, responses=self.responses
             )
@@ -72,6 +73,17 @@ class Router(APIRouter):
             return route
 
         self.routes.append(DeferredRoute(path, endpoint, options["methods"], build))
+
+
+def _complete_models(endpoint: Callable[..., Any]) -> None:
+    """Build the models of a request's body.
+
+    FastAPI silences a warning of Pydantic only where validators are built at once.
+    """
+    for kind in get_type_hints(endpoint).values():
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind.model_config["defer_build"] = False
+            kind.model_rebuild()
 
 
 class DeferredRoute(Route):
