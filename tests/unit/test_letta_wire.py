@@ -195,6 +195,16 @@ def test_a_decoder_reads_pieces_of_text_and_reasoning_as_they_are_read_alone(
     assert list(Decoder(RUN).events(frames)) == events
 
 
+@given(st.lists(_EVENTS, max_size=4), st.integers(0, 400))
+def test_joined_frames_are_split_up_to_the_last_whole_one(events: list[Event], cut: int) -> None:
+    frames = [letta.encode(event, Seq(seq), RUN) for seq, event in enumerate(events, 1)]
+    joined = b"".join(frames)
+
+    assert sse.split_frames(joined) == frames
+    for torn in (joined[:-1], joined[:-2], joined[:cut]):
+        assert sse.split_frames(torn) == [part + b"\n\n" for part in torn.split(b"\n\n")[:-1]]
+
+
 @given(_EVENTS)
 def test_a_frame_has_no_line_break_but_at_its_end(event: Event) -> None:
     frame = letta.encode(event, Seq(1), RUN)
