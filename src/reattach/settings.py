@@ -296,6 +296,11 @@ class Settings(BaseSettings):
         description="Whether a chat completion goes on or is cancelled when its client closes the "
         "connection.",
     )
+    nameless_chats: Literal["keep", "delete"] = Field(
+        "keep",
+        description="Whether the hidden conversations of chat completions whose clients name none "
+        "stay, or are deleted after the retention.",
+    )
     token_keys: SecretWords = Field(
         (),
         description="Secrets that sign stream tokens, of at least 32 characters: the first one "

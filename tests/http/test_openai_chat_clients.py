@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from reattach.domain.errors import ConversationBusyError
-from reattach.domain.ids import DEFAULT_TENANT
+from reattach.domain.ids import DEFAULT_TENANT, RunId
 from reattach.http.dialects.openai.leaving import waiting_clients
 from tests.support.chat_completions import (
     PATH,
@@ -218,3 +219,33 @@ async def test_a_run_ends_when_the_last_of_its_clients_has_left(
         assert (await live.run(other.run_id))["status"] == "running"
         run_id = other.run_id
     await cancelled(live, run_id)
+
+
+# Conversations that no client can name.
+
+
+@pytest.mark.parametrize("nameless_chats", ["keep", "delete"])
+async def test_a_chat_without_a_name_goes_with_its_events_if_the_server_is_set_so(
+    tmp_path: Path, nameless_chats: str
+) -> None:
+    async with listening(tmp_path, retention_seconds=3600, nameless_chats=nameless_chats) as live:
+        agent = (await live.agent())["id"]
+        live.gates.open(agent)
+        keys = {"idempotency-key": "once"}, {"x-reattach-chat-key": "trip"}
+        nameless, named = [
+            await posted(live, agent, user("hello"), headers=headers) for headers in keys
+        ]
+        run_ids = [RunId(one.headers["x-run-id"]) for one in (nameless, named)]
+        await live.context.runs.delete_logs(run_ids)
+        await live.context.records.runs.mark_log_deleted(run_ids, live.clock.now())
+        await live.context.records.tidy()
+        shown = [
+            await live.client.get(f"/v1/conversations/{one.headers['x-conversation-id']}/messages")
+            for one in (nameless, named)
+        ]
+        again = await live.client.post(PATH, json=body_of(agent, user("hello")), headers=keys[0])
+        is_kept = nameless_chats == "keep"
+        assert [one.status_code for one in shown] == [200 if is_kept else 404, 200]
+        assert again.status_code == (200 if is_kept else 410)
+        if is_kept:
+            assert message_of(again.json()) == message_of(nameless.json())

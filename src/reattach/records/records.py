@@ -48,6 +48,7 @@ class Records:
         *,
         audit_days: int = 90,
         context_cache_bytes: int = CONTEXT_CACHE_BYTES,
+        deletes_nameless_chats: bool = False,
     ) -> None:
         self._database = database
         self._clock = clock
@@ -69,6 +70,7 @@ class Records:
         self.tenants = Tenants(database, clock)
         self.audit_log = AuditLog(database, clock)
         self._audit_kept = timedelta(days=audit_days)
+        self._deletes_nameless_chats = deletes_nameless_chats
         self._audit_sweep_due_at = clock.monotonic_seconds()
 
     @classmethod
@@ -80,17 +82,25 @@ class Records:
         durability: Durability = "process",
         audit_days: int = 90,
         context_cache_bytes: int = CONTEXT_CACHE_BYTES,
+        deletes_nameless_chats: bool = False,
     ) -> Self:
         """Open the database of the URL: see ``Database.open``.
 
         ``audit_days`` is the age at which entries of the audit log are deleted, and
         ``context_cache_bytes`` the most memory for contexts that are kept decoded between turns.
+        ``deletes_nameless_chats``: ``tidy`` calls ``ConversationKeys.delete_nameless``.
 
         The URL is one such as ``sqlite:////var/lib/reattach/reattach.db`` or
         ``postgresql://user:password@host/database``.
         """
         database = await Database.open(url, durability=durability)
-        return cls(database, clock, audit_days=audit_days, context_cache_bytes=context_cache_bytes)
+        return cls(
+            database,
+            clock,
+            audit_days=audit_days,
+            context_cache_bytes=context_cache_bytes,
+            deletes_nameless_chats=deletes_nameless_chats,
+        )
 
     def measure(self, meter: StoreMeter) -> None:
         """Measure all transactions from now on, except those of ``owners_apart``."""
@@ -131,11 +141,15 @@ class Records:
     async def tidy(self) -> None:
         """Delete expired tokens and what remains of deleted conversations. To be called regularly.
 
-        Once an hour it also deletes old entries of the audit log.
+        It also deletes nameless chats, if the server is set so, and once an hour old entries of the
+        audit log.
 
         Raises:
             StoreUnavailableError: The disk does not accept it now; call again later.
         """
+        if self._deletes_nameless_chats:
+            while await self.conversation_keys.delete_nameless(SWEEP_BATCH_RUNS):
+                pass
         while await self.conversations.forget_deleted(SWEEP_BATCH_RUNS) == SWEEP_BATCH_RUNS:
             pass
         await self.tokens.sweep()

@@ -396,6 +396,7 @@ async def _stores(
             durability=durability,
             audit_days=settings.audit_days,
             context_cache_bytes=settings.context_cache_mib * 1024**2,
+            deletes_nameless_chats=settings.nameless_chats == "delete",
         )
     stack.push_async_callback(records.aclose)
     logger.info("event log", store=redact_url(log_url))

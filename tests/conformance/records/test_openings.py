@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from reattach.domain.errors import ConversationKeyTakenError, NotFoundError
-from reattach.domain.ids import new_message_id
+from reattach.domain.ids import ConversationId, RunId, new_message_id
 from reattach.records.base import RequestExtras, RunCreated, Thread
-from reattach.records.runs.openings import ConversationKey, Opening
+from reattach.records.runs.openings import NAMELESS_RUN_TYPE, ConversationKey, Opening
 from tests.support.record_samples import (
     OURS,
     World,
@@ -84,3 +86,48 @@ async def test_a_deleted_conversation_keeps_nothing_of_its_requests_without_thei
         assert (await runs.get(OURS, run.id)).request_extras == extras
         await runs.mark_log_deleted([run.id], at(1))
     assert (await runs.get(OURS, run.id)).request_extras is None
+
+
+async def test_nameless_chats_are_deleted_once_the_logs_of_all_their_runs_are_gone(
+    world: World,
+) -> None:
+    records, agent = world.records, world.agent
+
+    async def opened(*run_types: str, key: str | None = None, **members: Any) -> ConversationId:
+        """Open a conversation with ended runs, of which the last one has its log."""
+        conversation = a_conversation(agent.id, **{"hidden": True, **members})
+        named = None if key is None else ConversationKey(agent.id, "chat_completions", key)
+        opening: Opening | None = Opening(conversation, a_system_message(), named)
+        for run_type in run_types:
+            run = a_run(Thread(agent.id, conversation.id), run_type=run_type)
+            await records.runs.create(OURS, run, None, (), opening=opening)
+            await records.runs.settle(run.id, a_settlement())
+            opening = None
+            ended.append(run.id)
+        return conversation.id
+
+    async def is_there(conversation: ConversationId) -> bool:
+        try:
+            await records.conversations.get(OURS, conversation)
+        except NotFoundError:
+            return False
+        return True
+
+    ended: list[RunId] = []
+    nameless = await opened(NAMELESS_RUN_TYPE)
+    kept = [
+        await opened(NAMELESS_RUN_TYPE, "send_message"),
+        await opened("send_responses"),
+        await opened(NAMELESS_RUN_TYPE, key="chat-1"),
+        await opened(NAMELESS_RUN_TYPE, hidden=None),
+    ]
+    first_logs = list(ended)
+    twice = await opened(NAMELESS_RUN_TYPE, NAMELESS_RUN_TYPE)
+    assert await records.conversation_keys.delete_nameless(10) == 0
+    await records.runs.mark_log_deleted([*first_logs, ended[-2]], at(1))
+    assert await records.conversation_keys.delete_nameless(10) == 1
+    assert await records.conversation_keys.delete_nameless(10) == 0
+    assert [await is_there(one) for one in (nameless, *kept, twice)] == [False, *[True] * 5]
+    await records.runs.mark_log_deleted([ended[-1]], at(1))
+    assert await records.conversation_keys.delete_nameless(10) == 1
+    assert not await is_there(twice)

@@ -5,8 +5,10 @@ transaction that creates the first run, so a client that sends twice at once get
 """
 
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
 
-from sqlalchemy import Connection, delete, exists, insert, or_, select
+from sqlalchemy import Connection, delete, exists, insert, or_, select, update
 
 from reattach.domain.ids import AgentId, ConversationId, MessageId, TenantId
 from reattach.domain.messages import Message
@@ -14,8 +16,12 @@ from reattach.records import lookup
 from reattach.records.base import Conversation, Thread
 from reattach.records.database import schema
 from reattach.records.repository import Repository
+from reattach.records.tokens.tokens import revoke_of_conversation
 
 _keys = schema.conversation_keys
+
+NAMELESS_RUN_TYPE: Final = "send_chat_completions"
+"""The type of runs whose clients know no id of a conversation, only keys that they choose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,14 @@ class ConversationKeys(Repository):
     async def find(self, tenant: TenantId, key: ConversationKey) -> ConversationId | None:
         """Return the conversation of the key; None if it has none, or none any more."""
         return await self._database.in_read(find_conversation, tenant, key)
+
+    async def delete_nameless(self, limit: int) -> int:
+        """Delete conversations that their clients cannot name, once the logs of all runs are gone.
+
+        They are hidden and have no key, and no other API has sent to them. At most ``limit``, of
+        all tenants; returns how many. ``Conversations.forget_deleted`` then erases their messages.
+        """
+        return await self._database.in_write(_delete_nameless, limit, self._clock.now())
 
 
 def find_conversation(
@@ -104,3 +118,21 @@ def insert_key(
         "conversation_id": conversation_id,
     }
     connection.execute(insert(_keys).values(values))
+
+
+def _delete_nameless(connection: Connection, limit: int, now: datetime) -> int:
+    table, runs = schema.conversations, schema.runs
+    is_own = runs.c.conversation_id == table.c.id
+    is_used = or_(schema.LOG_KEPT, runs.c.run_type != NAMELESS_RUN_TYPE)
+    nameless = (
+        select(table.c.id)
+        .where(table.c.hidden.is_(True), table.c.deleted_at.is_(None))
+        .where(exists().where(is_own), ~exists().where(is_own, is_used))
+        .where(~exists().where(_keys.c.conversation_id == table.c.id))
+        .limit(limit)
+    )
+    found = connection.scalars(nameless).all()
+    for conversation_id in found:
+        revoke_of_conversation(connection, conversation_id, now)
+    connection.execute(update(table).where(table.c.id.in_(found)).values(deleted_at=now))
+    return len(found)

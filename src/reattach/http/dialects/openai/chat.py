@@ -9,6 +9,7 @@ from fastapi import Request, Response
 from reattach.domain.errors import (
     ConflictError,
     ConversationBusyError,
+    ExpiredError,
     PendingApprovalError,
     StoreUnavailableError,
     UnavailableError,
@@ -171,6 +172,7 @@ async def _whole(context: Context, run: Run) -> Response:
 
     Raises:
         EngineError: The run failed.
+        ExpiredError: Its conversation was deleted.
         UnavailableError: The server is shutting down, or cannot store the end of the run.
     """
     run = await context.runs.wait_until_settled(run)
@@ -188,6 +190,8 @@ async def _whole(context: Context, run: Run) -> Response:
         raise error
     sent = {message.id for message in run.input}
     kept = await context.records.messages.all_of_run(run.tenant, run.id)
+    if run.status is RunStatus.COMPLETED and not kept:
+        raise ExpiredError(f"The messages of {run.id} were deleted with its conversation.")
     output = [message for message in kept if message.id not in sent]
     answer = completion(facts_of(run), output, run.stop_reason, run.usage or Usage())
     return JsonResponse(answer, headers={"x-run-id": run.id, **_headers_of(run)})
