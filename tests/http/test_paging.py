@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from reattach.domain.ids import new_agent_id
-from reattach.records.paging import PreparedSpans
+from reattach.records.spans import MessageSpans
 from tests.support.live_server import LiveServer, listening
 
 Order = Literal["asc", "desc"]
@@ -234,8 +234,8 @@ async def test_a_small_page_of_one_type_is_not_a_query_for_every_message(
         looks.append(args[3].limit)
         return read(*args, **kwargs)
 
-    read = PreparedSpans.read
-    monkeypatch.setattr(PreparedSpans, "read", counted)
+    read = MessageSpans.read
+    monkeypatch.setattr(MessageSpans, "read", counted)
     path = "/v1/conversations/{conversation_id}/messages"
     query = {"include_return_message_types": ["hidden_reasoning_message"]}
     assert await filled.page(path, limit=1, **query) == []

@@ -164,7 +164,7 @@ RUNS = {
     "ended": {
         "status": RunStatus.COMPLETED,
         "stop_reason": StopReason.END_TURN,
-        "completed_at": at(5),
+        "completed_at": at(5).replace(microsecond=0),
         "first_event_at": at(1),
         "duration_ns": 5_000_000_000,
         "request_config": RequestConfig(

@@ -4,9 +4,9 @@ import builtins
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Select, bindparam, exists, func, select
+from sqlalchemy import Connection, Select, bindparam, exists, select
 
 from reattach.domain.approvals import PendingApproval
 from reattach.domain.clock import Clock
@@ -20,10 +20,9 @@ from reattach.records.contexts.contexts import CachedContext, Contexts, ThreadCo
 from reattach.records.contexts.message_rows import PIECE_ROWS, message_of
 from reattach.records.database import schema
 from reattach.records.database.database import Database
-from reattach.records.database.prepared import PreparedStatement, Values
-from reattach.records.paging import PreparedSpans
 from reattach.records.repository import Repository
 from reattach.records.runs import admission
+from reattach.records.spans import ByOrdinal, MessageSpans
 
 _SHORT: Final = PIECE_ROWS
 """The most messages that a grouped transaction decodes, because others wait for its end."""
@@ -50,8 +49,7 @@ class Messages(Repository):
             lookup.require_thread(connection, tenant, thread)
             place_of = partial(threads.place_of, connection, thread)
             asked = {"thread_key": thread.key}
-            rows = _OF_THREAD[system_too].read(connection, asked, span, place_of)
-            return [message_of(row) for row in rows]
+            return _OF_THREAD[system_too].read(connection, asked, span, place_of)
 
         return await self._database.in_read(read)
 
@@ -272,36 +270,13 @@ def _is_shown() -> Any:
     return exists().where(places.c.message_id == schema.messages.c.id, ~deleted)
 
 
-class _ByOrdinal:
-    """Messages in the order in which they were stored."""
-
-    def __init__(self, rows: Select[Any]) -> None:
-        self._spans = PreparedSpans(rows, schema.messages.c.ordinal)
-        place = rows.with_only_columns(func.max(schema.messages.c.ordinal))
-        self._place = PreparedStatement(
-            place.where(schema.messages.c.id == bindparam("message_id"))
-        )
-
-    def read(
-        self, connection: Connection, values: Values, span: Span, *, ignores_unknown: bool = False
-    ) -> builtins.list[Message]:
-        def place_of(message_id: MessageId) -> int | None:
-            found = self._place.value(connection, {**values, "message_id": message_id})
-            if found is None and not ignores_unknown:
-                raise lookup.not_found(schema.messages, message_id)
-            return cast("int | None", found)
-
-        found = self._spans.read(connection, values, span, place_of)
-        return [message_of(row) for row in found]
-
-
 _OWNED: Final = lookup.owned(schema.messages, bindparam("tenant"))
-_OF_TENANT: Final = _ByOrdinal(_OWNED.where(_is_shown()))
-_OF_AGENT: Final = _ByOrdinal(
+_OF_TENANT: Final = ByOrdinal(_OWNED.where(_is_shown()))
+_OF_AGENT: Final = ByOrdinal(
     _OWNED.where(schema.messages.c.agent_id == bindparam("agent_id"), _is_shown())
 )
 _OF_RUN: Final = {
-    system_too: _ByOrdinal(
+    system_too: ByOrdinal(
         _of_roles(
             _OWNED.where(schema.messages.c.run_id == bindparam("run_id")), system_too=system_too
         )
@@ -309,7 +284,7 @@ _OF_RUN: Final = {
     for system_too in (True, False)
 }
 _OF_THREAD: Final = {
-    system_too: PreparedSpans(
+    system_too: MessageSpans(
         _of_roles(threads.with_places(bindparam("thread_key")), system_too=system_too),
         schema.thread_messages.c.position,
     )

@@ -13,14 +13,12 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
-    Integer,
     LargeBinary,
     RowMapping,
     Select,
     Table,
     Text,
     and_,
-    bindparam,
     cast,
     func,
     literal,
@@ -28,10 +26,10 @@ from sqlalchemy import (
     select,
 )
 
-from reattach.domain.ids import MessageId, TenantId
+from reattach.domain.ids import TenantId
 from reattach.domain.limits.requests import PAGE_BYTES
 from reattach.records import lookup
-from reattach.records.base import Page, Span
+from reattach.records.base import Page
 from reattach.records.database.columns import LongText, Typed
 from reattach.records.database.prepared import PreparedStatement, Row, Values
 
@@ -112,70 +110,41 @@ def page_of(
     return found[::-1] if backwards else found
 
 
-class PreparedRows:
-    """The first rows of a query that fit in a page together.
+class PageSizes:
+    """The sizes of the first rows of a query, by a prepared statement.
 
-    Where they may be large, a statement for their sizes is executed before the one for the rows.
+    They are read before the rows, so that rows larger than a page are never in memory.
     """
 
     def __init__(self, rows: Select[Any]) -> None:
         """``rows`` end at the parameter ``limit``."""
-        self._rows = PreparedStatement(rows)
         self._sizes = {
             dialect: PreparedStatement(sizes)
             for dialect in _SIZES
             if (sizes := _sizes_of(dialect, rows)) is not None
         }
 
-    def read(self, connection: Connection, values: Values, limit: int) -> list[Row]:
-        """Return at most ``limit`` rows, and at least one if there is any."""
-        values = {**values, "limit": limit}
+    def count(self, connection: Connection, values: Values) -> int:
+        """Return how many of the rows fit in a page together, and at least one if there is any."""
+        limit: int = values["limit"]
         sizes = self._sizes.get(connection.dialect.name)
-        if sizes is not None and limit > 1:
-            found = (size for (size,) in sizes.rows(connection, values))
-            values["limit"] = _count_within(found, PAGE_BYTES)
-        return [*self._rows.mappings(connection, values)]
+        if sizes is None or limit < 2:
+            return limit
+        return _count_within((size for (size,) in sizes.rows(connection, values)), PAGE_BYTES)
 
 
-class PreparedSpans:
-    """Spans of the rows of a query, by statements that are prepared for each form of a span."""
+class PreparedRows:
+    """The first rows of a query that fit in a page together, by prepared statements."""
 
-    def __init__(self, rows: Select[Any], column: Column[Any]) -> None:
-        """``rows`` have no order; ``column`` gives them one."""
-        self._query = rows
-        self._column = column
-        self._prepared: dict[tuple[bool, bool, bool], PreparedRows] = {}
+    def __init__(self, rows: Select[Any]) -> None:
+        """``rows`` end at the parameter ``limit``."""
+        self._sizes = PageSizes(rows)
+        self._rows = PreparedStatement(rows)
 
-    def read(
-        self,
-        connection: Connection,
-        values: Values,
-        span: Span,
-        place_of: Callable[[MessageId], int | None],
-    ) -> list[Row]:
-        """Return the rows of the span. ``place_of`` returns the value of the column for a cursor.
-
-        A cursor without a place is ignored.
-        """
-        before = None if span.before is None else place_of(span.before)
-        after = None if span.after is None else place_of(span.after)
-        only_one = (before is None) is not (after is None)
-        oldest_first = after is not None if only_one else span.ascending
-        form = (before is not None, after is not None, oldest_first)
-        if form not in self._prepared:  # There are eight forms at most.
-            self._prepared[form] = PreparedRows(self._statement(*form))
-        places = {"before_place": before, "after_place": after}
-        found = self._prepared[form].read(connection, {**values, **places}, span.limit)
-        return found if oldest_first is span.ascending else found[::-1]
-
-    def _statement(self, has_before: bool, has_after: bool, oldest_first: bool) -> Select[Any]:
-        rows, column = self._query, self._column
-        if has_before:
-            rows = rows.where(column < bindparam("before_place"))
-        if has_after:
-            rows = rows.where(column > bindparam("after_place"))
-        order = column.asc() if oldest_first else column.desc()
-        return rows.order_by(order).limit(bindparam("limit", type_=Integer))
+    def read(self, connection: Connection, values: Values, limit: int) -> list[list[Any]]:
+        """Return at most ``limit`` rows, and at least one if there is any."""
+        count = self._sizes.count(connection, {**values, "limit": limit})
+        return self._rows.rows(connection, {**values, "limit": count})
 
 
 def fetch_page(connection: Connection, rows: Select[Any]) -> Sequence[RowMapping]:

@@ -198,7 +198,15 @@ Limit = Annotated[int, Query(ge=1, le=MAX_PAGE_ITEMS, description="Maximum numbe
 
 def members_of(row: object, schema: type[BaseModel]) -> dict[str, Any]:
     """Return the attributes of the row that are members of the schema, by name."""
-    return {name: getattr(row, name) for name in schema.model_fields if hasattr(row, name)}
+    common = _COMMON.get((type(row), schema))
+    if common is None:
+        common = tuple(name for name in schema.model_fields if hasattr(row, name))
+        _COMMON[type(row), schema] = common
+    return {name: getattr(row, name) for name in common}
+
+
+_COMMON: Final[dict[tuple[type, type[BaseModel]], tuple[str, ...]]] = {}
+"""The names of the members that rows of a type have, by that type and the schema."""
 
 
 def given(body: BaseModel) -> Mapping[str, Any]:

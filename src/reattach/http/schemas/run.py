@@ -87,8 +87,9 @@ def run_states(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
     return [run_state(run) for run in runs]
 
 
-def _utc(at: datetime | None) -> str | None:
-    return None if at is None else utc_text(at, "microseconds")
+def _utc(at: datetime | None) -> datetime | str | None:
+    """Return a time in UTC, whose JSON has microseconds; msgspec leaves out those that are zero."""
+    return at if at is None or at.microsecond else utc_text(at, "microseconds")
 
 
 def _ttft_ns(run: RunSummary) -> int | None:

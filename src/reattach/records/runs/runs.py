@@ -209,7 +209,8 @@ class Runs(Repository):
             active_only=active_only,
         )
         found = await self._database.in_read(_PAGES.read, tenant, page, filters)
-        return [run_of(row) for row in found]
+        names = schema.runs.c.keys()
+        return [run_of(dict(zip(names, row, strict=True))) for row in found]
 
     async def mark_running(self, run_id: RunId, token: Token, *, notes_begun: bool = False) -> bool:
         """Set the status of an active run to running; False if its token is another one.

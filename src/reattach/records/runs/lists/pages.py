@@ -11,7 +11,6 @@ from reattach.domain.ids import AgentId, ConversationId, TenantId
 from reattach.records import lookup
 from reattach.records.base import Page
 from reattach.records.database import schema
-from reattach.records.database.prepared import Row
 from reattach.records.paging import PreparedRows
 
 MOST_FORMS: Final = 64
@@ -87,8 +86,8 @@ class RunPages:
 
     def read(
         self, connection: Connection, tenant: TenantId, page: Page, filters: RunFilters
-    ) -> list[Row]:
-        """Return the page; with ``before`` alone, the one that ends there.
+    ) -> list[list[Any]]:
+        """Return the values of the page; with ``before`` alone, of the one that ends there.
 
         Raises NotFoundError for a cursor that is not among the tenant's runs.
         """

@@ -63,4 +63,4 @@ class RunSummaries(Repository):
     ) -> builtins.list[RunSummary]:
         """List runs by their creation."""
         rows = await self._database.in_read(_PAGES.read, tenant, page, filters)
-        return [RunSummary(*row.values()) for row in rows]
+        return [RunSummary(*row) for row in rows]
