@@ -40,6 +40,7 @@ from reattach.domain.errors import (
 from reattach.domain.events import Usage
 from reattach.domain.ids import (
     DEFAULT_TENANT,
+    DIALECT_OTID,
     ConversationId,
     Seq,
     TenantId,
@@ -225,6 +226,11 @@ class Reattach:
         _check_text("text", text)
         if otid is not None:
             _check_text("otid", otid, MAX_OTID_CHARS)
+            if otid.startswith(DIALECT_OTID):
+                raise InvalidArgumentError(
+                    f"The otid begins with '{DIALECT_OTID}', as those of the server do.",
+                    remedy="Choose another one.",
+                )
         agent = await self._agent(context, tenant_id)
         conversation = await self._conversation(context, tenant_id, agent, conversation_id, otid)
         now = context.clock.now()

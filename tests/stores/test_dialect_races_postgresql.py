@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -16,8 +18,10 @@ from reattach.records.conversations import insert_conversation
 from reattach.records.records import Records
 from reattach.records.runs import admission
 from reattach.records.runs.openings import ConversationKey, Opening
+from reattach.records.runs.retries import RequestDigest
 from tests.support.record_samples import (
     OURS,
+    World,
     a_conversation,
     a_run,
     a_settlement,
@@ -101,3 +105,38 @@ async def open_alone(records: Records, agent_id: Any, opening: Opening) -> None:
         run = a_run(Thread(agent_id, opening.conversation.id))
         await records.runs.create(OURS, run, None, (), opening=opening)
     await records.runs.settle(run.id, a_settlement())
+
+
+@pytest.mark.promise("P9")
+@pytest.mark.parametrize("retry_is_at", [0, 1])
+async def test_a_request_and_its_retry_at_once_in_two_processes_are_one_run(
+    processes: list[Records], retry_is_at: int
+) -> None:
+    for number in range(10):
+        world = await a_world(processes[0])
+        arrived = SystemClock().now()
+        since = arrived - timedelta(seconds=120)
+        digests = [RequestDigest(f"dialect:chat-{number}") for _ in processes]
+        digests[retry_is_at] = replace(digests[retry_is_at], since=since)
+
+        async def begin(
+            records: Records,
+            digest: RequestDigest,
+            world: World = world,
+            arrived: datetime = arrived,
+        ) -> RunCreated | RunKnown:
+            conversation = a_conversation(world.agent.id)
+            run = a_run(Thread(world.agent.id, conversation.id), created_at=arrived)
+            opening = Opening(conversation, a_system_message())
+            return await records.runs.create(OURS, run, None, (), digest=digest, opening=opening)
+
+        async with asyncio.timeout(30):
+            outcomes = await asyncio.gather(*map(begin, processes, digests))
+        assert len({one.run.id for one in outcomes}) == 1
+        assert sorted(type(one).__name__ for one in outcomes) == ["RunCreated", "RunKnown"]
+        first = outcomes[1 - retry_is_at].run
+        await processes[0].runs.settle(first.id, a_settlement())
+        intended = await begin(
+            processes[0], RequestDigest(digests[0].name), arrived=SystemClock().now()
+        )
+        assert isinstance(intended, RunCreated)

@@ -107,6 +107,10 @@ def is_agent_id(text: str) -> bool:
     return _AGENT.fullmatch(text) is not None
 
 
+DIALECT_OTID: Final = "dialect:"
+"""The beginning of OTIDs of requests in other dialects. No client sends under such an OTID, because
+a client that guesses one would answer the request of another one."""
+
 MAX_PART_INDEX: Final = 127
 """The last part of a message that an OTID can identify."""
 

@@ -26,7 +26,6 @@ from reattach.records.runs.lists.summaries import RunSummaries
 from reattach.records.runs.notifications import Notification, listen
 from reattach.records.runs.openings import ConversationKeys
 from reattach.records.runs.owners import Owners
-from reattach.records.runs.retries import Retries
 from reattach.records.runs.runs import Runs
 from reattach.records.runs.timelines import Timelines
 from reattach.records.tenants.tenants import Tenants
@@ -56,7 +55,6 @@ class Records:
         self.blocks = Blocks(database, clock)
         self.conversations = Conversations(database, clock)
         self.conversation_keys = ConversationKeys(database, clock)
-        self.retries = Retries(database, clock)
         self.messages = Messages(database, clock, context_cache_bytes=context_cache_bytes)
         self.runs = Runs(database, clock)
         self.run_summaries = RunSummaries(database, clock)

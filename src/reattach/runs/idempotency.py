@@ -17,7 +17,8 @@ def request_key(
     """Return the key of a send, or None unless every message has an OTID from the client.
 
     The key is the tuple of OTIDs; its digest covers the messages and the thread, or ``place``
-    where a repeated send cannot know the thread. Options of representation belong to neither.
+    where a repeated send cannot know the thread or is more than its messages. Options of
+    representation belong to neither.
     """
     otids = tuple(message.otid for message in messages if message.otid)
     if len(otids) < len(messages):

@@ -26,6 +26,7 @@ from reattach.records.base import (
     Thread,
 )
 from reattach.records.runs.openings import Opening
+from reattach.records.runs.retries import RequestDigest
 from reattach.runs.attempts.plan import RunPlan
 from reattach.runs.driver import RunDriver
 from reattach.runs.drivers import Drivers
@@ -57,8 +58,8 @@ class Send:
     """The URL to call when the run has ended."""
     opening: Opening | None = None
     """Creates ``conversation`` together with the run."""
-    aliases: tuple[str, ...] = ()
-    """Further texts by which the run is found as by an OTID; other runs may have them too."""
+    digest: RequestDigest | None = None
+    """Finds the run of an earlier equal request, where no OTIDs of the client do."""
     place: str | None = None
     """Stands for the thread in the idempotency key; None: its id does."""
 
@@ -182,9 +183,14 @@ class Sends:
         """
         key = request_key(send.messages, send.thread, send.place)
         otids = [message.otid for message in run.input if message.otid]
-        otids.extend(send.aliases)
         create = partial(
-            self._records.runs.create, run.tenant, run, key, otids, opening=send.opening
+            self._records.runs.create,
+            run.tenant,
+            run,
+            key,
+            otids,
+            digest=send.digest,
+            opening=send.opening,
         )
         try:
             return await create()

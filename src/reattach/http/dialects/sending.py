@@ -2,14 +2,16 @@
 
 import asyncio
 import hashlib
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
 
 import msgspec
 from fastapi import Depends
 from starlette.requests import Request
+from typing_extensions import override
 
 from reattach.agent.turns import Overrides, system_prompt
 from reattach.domain.errors import (
@@ -17,22 +19,45 @@ from reattach.domain.errors import (
     ConversationKeyTakenError,
     InvalidArgumentError,
     NotFoundError,
+    QuotaError,
+    UnavailableError,
 )
-from reattach.domain.ids import ConversationId, TenantId, new_conversation_id, new_uuid
+from reattach.domain.ids import (
+    DIALECT_OTID,
+    ConversationId,
+    TenantId,
+    new_conversation_id,
+    new_uuid,
+)
 from reattach.domain.limits.requests import MAX_OTID_CHARS
 from reattach.domain.messages import Message
 from reattach.domain.prompt import system_message
 from reattach.engine.base import ClientTool
 from reattach.http.context import Context
 from reattach.http.middleware.access import Access
-from reattach.records.base import Agent, Conversation, Page, RequestExtras, Run, Span
+from reattach.records.base import (
+    Agent,
+    Conversation,
+    Page,
+    RequestExtras,
+    Run,
+    Span,
+    Thread,
+)
 from reattach.records.conversations import fork_of
 from reattach.records.runs.openings import ConversationKey, Opening
+from reattach.records.runs.retries import RequestDigest
+from reattach.runs.idempotency import request_key
 from reattach.runs.representation import Representation
 from reattach.runs.service import Send
 
 RETRY_SECONDS: Final = 120.0
 """Age of a send up to which an equal one that is marked as a retry gets its run."""
+
+_EVER: Final = datetime.min.replace(tzinfo=UTC)
+
+_MAX_REFUSED: Final = 10_000
+"""The sends that are remembered as refused; each takes some 300 bytes."""
 
 _TRIES: Final = 3
 """The times that a conversation is looked for, while others begin or continue it."""
@@ -51,8 +76,8 @@ class DialectSend:
     messages: Sequence[Message]
     """The new messages, without OTIDs."""
     payload: object
-    """The content of the request: two requests with equal ones may be the same, if one is marked as
-    a retry."""
+    """The content of the request, without the form of its answer. Two requests with one key have
+    equal ones, and so may two others of which one is marked as a retry."""
     conversation: Conversation | None = None
     """The conversation; None: that of ``after``, the one of ``key``, or a new one."""
     key: str | None = None
@@ -94,11 +119,10 @@ def idempotency_key_of(request: Request) -> str | None:
 def is_retry(request: Request) -> bool:
     """Return whether a client says that it has sent the request before.
 
-    The SDKs of OpenAI count their attempts. Clients that follow a stream send ``Last-Event-ID``
-    when they connect again, with the same method and body.
+    The SDKs of OpenAI count their attempts.
     """
-    count = request.headers.get("x-stainless-retry-count", "0")
-    return (count.isdecimal() and int(count) > 0) or "last-event-id" in request.headers
+    count = request.headers.get("x-stainless-retry-count", "")
+    return count.isdecimal() and count.strip("0") != ""
 
 
 class DialectSends:
@@ -108,6 +132,8 @@ class DialectSends:
         self._context = context
         self._starting: dict[tuple[TenantId, str], asyncio.Future[Run]] = {}
         """The sends that are about to have a run, by tenant and digest."""
+        self._refused: OrderedDict[tuple[TenantId, str], datetime] = OrderedDict()
+        """When the last send without a run came, by tenant and digest; the latest is last."""
 
     async def start(self, access: Access, send: DialectSend) -> Run:
         """Start the run, or return that of an earlier equal request.
@@ -121,18 +147,21 @@ class DialectSends:
             QuotaError: The tenant has too many open runs.
             StoreUnavailableError: A store does not answer; send again later.
         """
-        digest = _digest(send)
-        known = await self._earlier(access, send, digest) if send.is_retry else None
+        began_at = self._context.clock.now()
+        digest = self._digest(access.tenant, send)
+        known = await self._earlier(access.tenant, send, digest)
         if known is not None:
             return known
         starting: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
-        place = (access.tenant, digest)
+        place = (access.tenant, digest.name)
         self._starting[place] = starting
         try:
             run = await self._start(access, send, digest)
         except BaseException as error:
             starting.set_exception(error)
             starting.exception()  # Marks it as retrieved: often nobody else waits.
+            if isinstance(error, QuotaError | UnavailableError):
+                self._note_refused(place, began_at)
             raise
         else:
             starting.set_result(run)
@@ -141,17 +170,49 @@ class DialectSends:
             if self._starting.get(place) is starting:
                 del self._starting[place]
 
-    async def _earlier(self, access: Access, send: DialectSend, digest: str) -> Run | None:
-        """Return the run of an equal request that was sent lately."""
+    async def find(self, tenant: TenantId, send: DialectSend) -> Run | None:
+        """Return the run of an earlier equal request, however long ago; None: it has none.
+
+        Raises:
+            OtidConflictError: The idempotency key came with another content.
+        """
+        digest = self._digest(tenant, replace(send, is_retry=True))
         if send.idempotency_key is not None:
-            return None  # The key finds it.
-        starting = self._starting.get((access.tenant, digest))
+            thread = Thread(send.agent.id, None)
+            key = request_key(_with_otids(send.messages, _otid(send)), thread, digest.name)
+            assert key is not None  # Every message has an OTID.
+            return await self._context.records.runs.find_by_key(tenant, key)
+        return await self._earlier(tenant, send, replace(digest, since=_EVER))
+
+    async def _earlier(
+        self, tenant: TenantId, send: DialectSend, digest: RequestDigest
+    ) -> Run | None:
+        """Return the run that a request repeats, if it says so."""
+        if digest.since is None or send.idempotency_key is not None:  # The key finds it.
+            return None
+        starting = self._starting.get((tenant, digest.name))
         if starting is not None:
             return await asyncio.shield(starting)
-        since = self._context.clock.now() - timedelta(seconds=RETRY_SECONDS)
-        return await self._context.records.retries.newest(access.tenant, digest, since)
+        return await self._context.records.runs.find_by_digest(tenant, digest.name, digest.since)
 
-    async def _start(self, access: Access, send: DialectSend, digest: str) -> Run:
+    def _digest(self, tenant: TenantId, send: DialectSend) -> RequestDigest:
+        where = send.conversation.id if send.conversation else _named(send)
+        content = [send.dialect, send.agent.id, where, send.payload]
+        sha256 = hashlib.sha256(msgspec.json.encode(content)).hexdigest()
+        name = f"{DIALECT_OTID}{send.dialect}-{sha256[:40]}"
+        if not send.is_retry:
+            return RequestDigest(name)
+        since = self._context.clock.now() - timedelta(seconds=RETRY_SECONDS)
+        return RequestDigest(name, max(since, self._refused.get((tenant, name), since)))
+
+    def _note_refused(self, place: tuple[TenantId, str], began_at: datetime) -> None:
+        """Remember a request without a run, so that its retry does not get an older one's."""
+        self._refused[place] = began_at
+        self._refused.move_to_end(place)
+        if len(self._refused) > _MAX_REFUSED:
+            self._refused.popitem(last=False)
+
+    async def _start(self, access: Access, send: DialectSend, digest: RequestDigest) -> Run:
         for _ in range(_TRIES - 1):
             try:
                 return await self._try(access, send, digest)
@@ -163,11 +224,11 @@ class DialectSends:
                     raise
         return await self._try(access, send, digest)
 
-    async def _try(self, access: Access, send: DialectSend, digest: str) -> Run:
+    async def _try(self, access: Access, send: DialectSend, digest: RequestDigest) -> Run:
         prepared = await self._prepared(access.tenant, send, digest)
         return await self._context.runs.send(prepared, admit=access.use.admit_run)
 
-    async def _prepared(self, tenant: TenantId, send: DialectSend, digest: str) -> Send:
+    async def _prepared(self, tenant: TenantId, send: DialectSend, digest: RequestDigest) -> Send:
         conversation, opening = send.conversation, send.opening
         key = None
         if opening is not None:
@@ -202,10 +263,8 @@ class DialectSends:
                 without_tools=send.without_tools,
             ),
             opening=opening,
-            aliases=(digest,),
-            place=f"{send.dialect} {send.agent.id} {_named(send)}"
-            if send.conversation is None
-            else None,
+            digest=digest if send.idempotency_key is None else None,
+            place=digest.name,
         )
 
     def _system(self, send: DialectSend, conversation: Conversation) -> str | None:
@@ -262,12 +321,6 @@ class DialectSends:
         return Opening(conversation, first, key, tuple(send.earlier))
 
 
-def _digest(send: DialectSend) -> str:
-    where = send.conversation.id if send.conversation else _named(send)
-    content = [send.dialect, send.agent.id, where, send.payload]
-    return f"{send.dialect}-{hashlib.sha256(msgspec.json.encode(content)).hexdigest()[:40]}"
-
-
 def _named(send: DialectSend) -> str:
     """Return the client's words for the conversation, which are the same when it sends again."""
     return f"after {send.after.id}" if send.after is not None else send.key or ""
@@ -275,7 +328,7 @@ def _named(send: DialectSend) -> str:
 
 def _otid(send: DialectSend) -> str:
     """Return the OTID of the first message: the same for equal requests with a key."""
-    return f"{send.dialect}:{send.idempotency_key or new_uuid()}"
+    return f"{DIALECT_OTID}{send.dialect}:{send.idempotency_key or new_uuid()}"
 
 
 def _with_otids(messages: Sequence[Message], otid: str) -> tuple[Message, ...]:
@@ -289,9 +342,34 @@ def _with_otids(messages: Sequence[Message], otid: str) -> tuple[Message, ...]:
     )
 
 
+class ResumingSends(DialectSends):
+    """The sends of a request that continues a stream: it gets its run, and starts none (P8)."""
+
+    def __init__(self, sends: DialectSends) -> None:
+        self._sends = sends
+
+    @override
+    async def start(self, access: Access, send: DialectSend) -> Run:
+        """Return the run of an earlier equal request.
+
+        Raises:
+            InvalidArgumentError: There is none.
+            OtidConflictError: The idempotency key came with another content.
+        """
+        known = await self._sends.find(access.tenant, send)
+        if known is None:
+            raise InvalidArgumentError(
+                "This request has a Last-Event-ID, so it continues a stream, and no run of an "
+                "equal request is known.",
+                remedy="Send it without that header to start a run.",
+            )
+        return known
+
+
 async def dialect_sends(request: Request) -> DialectSends:
+    """Clients that follow a stream repeat their request when it breaks, with a Last-Event-ID."""
     sends: DialectSends = request.app.state.dialect_sends
-    return sends
+    return ResumingSends(sends) if "last-event-id" in request.headers else sends
 
 
 DialectSendsDep = Annotated[DialectSends, Depends(dialect_sends)]

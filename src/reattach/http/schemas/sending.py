@@ -2,9 +2,18 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from reattach.domain.ids import DIALECT_OTID
 from reattach.domain.limits import MAX_TOOL_CALL_ID_CHARS
 from reattach.domain.limits.outbound import MAX_CALLBACK_URL_CHARS
 from reattach.domain.limits.requests import (
@@ -25,6 +34,14 @@ from reattach.http.schemas.fields import NOT_EMPTY, NUMERIC, Answer, Body, StopR
 from reattach.http.schemas.message import MessageItem
 from reattach.wire.letta import MessageType
 
+
+def _of_client(otid: str) -> str:
+    if otid.startswith(DIALECT_OTID):
+        message = "OTIDs that begin with '{begin}' are the server's own. Choose another one."
+        raise PydanticCustomError("reserved", message, {"begin": DIALECT_OTID})
+    return otid
+
+
 Otid = Annotated[
     str,
     Field(
@@ -32,6 +49,7 @@ Otid = Annotated[
         max_length=MAX_OTID_CHARS,
         description="Idempotency key of the message (offline threading id), set by the client.",
     ),
+    AfterValidator(_of_client),
     NOT_EMPTY,
 ]
 

@@ -43,6 +43,7 @@ from reattach.records.base import RequestKey, Run, RunCreated, RunKnown, Thread
 from reattach.records.conversations import insert_conversation
 from reattach.records.database import schema
 from reattach.records.database.prepared import PreparedStatement, Row
+from reattach.records.runs import retries
 from reattach.records.runs.openings import Opening, find_conversation, insert_key
 
 
@@ -86,6 +87,7 @@ def admit(
     key: RequestKey | None,
     otids: Sequence[str],
     *,
+    digest: retries.RequestDigest | None = None,
     opening: Opening | None = None,
     repeated: bool = False,
 ) -> RunCreated | RunKnown:
@@ -96,12 +98,12 @@ def admit(
     if key is not None and not key.otids:
         key = None
     if not repeated:
-        return _admit(connection, tenant, run, key, otids, opening=opening)
+        return _admit(connection, tenant, run, key, otids, digest=digest, opening=opening)
     # The earlier attempt may land before any of the queries, and its run is this one.
     if (own := _find_own(connection, tenant, run)) is not None:
         return own
     try:
-        outcome = _admit(connection, tenant, run, key, otids, opening=opening)
+        outcome = _admit(connection, tenant, run, key, otids, digest=digest, opening=opening)
     except ReattachError:
         if (own := _find_own(connection, tenant, run)) is None:
             raise
@@ -122,9 +124,13 @@ def _admit(
     key: RequestKey | None,
     otids: Sequence[str],
     *,
+    digest: retries.RequestDigest | None,
     opening: Opening | None,
 ) -> RunCreated | RunKnown:
     known = _find_known(connection, tenant, key)
+    if known is None and digest is not None:
+        row = retries.find_repeated(connection, tenant, digest, run.created_at)
+        known = None if row is None else run_of(row)
     if known is not None:
         return RunKnown(known)
     if opening is not None:
@@ -153,7 +159,8 @@ def _admit(
     found = threads.pending(connection, run.thread)
     if found != pending:
         raise NoPendingApprovalError if found is None else found.error()
-    _insert_keys(connection, tenant, run, key, otids)
+    names = [] if digest is None else retries.names_of(digest)
+    _insert_keys(connection, tenant, run, key, [*otids, *names])
     note_message(connection, run.thread, run.created_at)
     return RunCreated(run)
 

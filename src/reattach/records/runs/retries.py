@@ -1,19 +1,19 @@
 """Requests in other dialects: sent again without a key that says so, and at last forgotten."""
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, bindparam, exists, select, update
+from sqlalchemy import Connection, bindparam, exists, func, select, update
 
 from reattach.domain.ids import RunId, TenantId
-from reattach.records.base import Run
 from reattach.records.database import schema
-from reattach.records.repository import Repository
-from reattach.records.runs.admission import one_run
+from reattach.records.database.prepared import PreparedStatement, Row
 
 _runs, _otids = schema.runs, schema.run_otids
-_NEWEST: Final = (
+_NEWEST: Final = PreparedStatement(
     select(_runs)
     .join(_otids, _otids.c.run_id == _runs.c.id)
     .where(
@@ -24,24 +24,57 @@ _NEWEST: Final = (
     .order_by(_runs.c.created_at.desc(), _runs.c.ordinal.desc())
     .limit(1)
 )
+_RETRY: Final = ":retry"
+"""The end of a second name of runs whose requests said that they repeat another one."""
 
 
-class Retries(Repository):
-    """Finds runs by a digest of the request, which is one of their OTIDs."""
+@dataclass(frozen=True, slots=True)
+class RequestDigest:
+    """The content of a request without a key, by which a repetition of it is found."""
 
-    async def newest(self, tenant: TenantId, digest: str, since: datetime) -> Run | None:
-        """Return the newest run since then whose request had this digest."""
+    name: str
+    """An OTID of the run: the same for all requests with this content."""
+    since: datetime | None = None
+    """The earliest creation of the run that it may repeat; None: it does not say that it repeats
+    one."""
 
-        def read(connection: Connection) -> Run | None:
-            return one_run(
-                connection,
-                _NEWEST,
-                tenant=tenant,
-                digest=digest,
-                since=since,
-            )
 
-        return await self._database.in_read(read)
+def newest(connection: Connection, tenant: TenantId, name: str, since: datetime) -> Row | None:
+    """Return the row of the newest run since then whose request had this digest."""
+    return _NEWEST.first(connection, {"tenant": tenant, "digest": name, "since": since})
+
+
+def find_repeated(
+    connection: Connection, tenant: TenantId, digest: RequestDigest, created_at: datetime
+) -> Row | None:
+    """Return the row of the run that a request repeats; ``created_at`` is when it came.
+
+    A repetition waits until equal requests that are being admitted have their runs. If it was
+    faster than the first attempt, that one gets its run instead.
+    """
+    _lock(connection, tenant, digest)
+    if digest.since is not None:
+        return newest(connection, tenant, digest.name, digest.since)
+    return newest(connection, tenant, digest.name + _RETRY, created_at)
+
+
+def names_of(digest: RequestDigest) -> list[str]:
+    """Return the OTIDs by which ``find_repeated`` finds the run of a request."""
+    return [digest.name] if digest.since is None else [digest.name, digest.name + _RETRY]
+
+
+def _lock(connection: Connection, tenant: TenantId, digest: RequestDigest) -> None:
+    """Keep repetitions apart from equal requests until the transaction ends.
+
+    Equal requests that repeat nothing do not wait for each other. SQLite has one writer anyway.
+    """
+    if connection.dialect.name != "postgresql":
+        return
+    name = hashlib.sha256(f"{tenant} {digest.name}".encode()).digest()
+    key = int.from_bytes(name[:8], "big", signed=True)
+    shared, exclusive = func.pg_advisory_xact_lock_shared, func.pg_advisory_xact_lock
+    lock = exclusive if digest.since is not None else shared
+    connection.execute(select(lock(key)))
 
 
 def forget_requests(connection: Connection, run_ids: Sequence[RunId]) -> None:

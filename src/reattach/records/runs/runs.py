@@ -4,6 +4,7 @@ import builtins
 from collections.abc import Collection, Sequence
 from dataclasses import fields
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, Literal
 
 import msgspec
@@ -105,6 +106,7 @@ class Runs(Repository):
         key: RequestKey | None,
         otids: Sequence[str],
         *,
+        digest: retries.RequestDigest | None = None,
         opening: Opening | None = None,
         repeated: bool = False,
     ) -> RunCreated | RunKnown:
@@ -112,7 +114,8 @@ class Runs(Repository):
 
         Among any number of calls with one key, in any process, exactly one creates a run; the
         others return that run. A key without OTIDs is ignored. An answer that was given before
-        returns the run that received it. ``repeated`` says that an earlier call with this run got
+        returns the run that received it, and a request returns the run that its ``digest`` says it
+        repeats. ``repeated`` says that an earlier call with this run got
         no reply: it may have created the run, or may still do so.
 
         Raises, in this order:
@@ -123,11 +126,10 @@ class Runs(Repository):
             PendingApprovalError: The thread waits for an answer, and the input is another one.
             AnswerRefusedError: The thread does not wait for this answer.
         """
+        admission = partial(admit, digest=digest, opening=opening, repeated=repeated)
         for _ in range(_ADMISSIONS):
             try:
-                return await self._database.in_write(
-                    admit, tenant, run, key, otids, opening=opening, repeated=repeated
-                )
+                return await self._database.in_write(admission, tenant, run, key, otids)
             except ReattachError as error:
                 if not lost_a_race(error):
                     raise
@@ -137,6 +139,11 @@ class Runs(Repository):
     async def find_by_key(self, tenant: TenantId, key: RequestKey) -> Run | None:
         """Return the run that the key created. Raises OtidConflictError for another payload."""
         return await self._database.in_read(known_run, tenant, key)
+
+    async def find_by_digest(self, tenant: TenantId, name: str, since: datetime) -> Run | None:
+        """Return the newest run since then whose request had the digest of this name."""
+        row = await self._database.in_read(retries.newest, tenant, name, since)
+        return None if row is None else run_of(row)
 
     async def get(self, tenant: TenantId, run_id: RunId) -> Run:
         run = await self._first(_BY_ID, tenant=tenant, run_id=run_id)

@@ -9,7 +9,7 @@ import msgspec
 
 from reattach.domain.errors import NotFoundError
 from reattach.domain.events import RunStatus
-from reattach.domain.ids import AgentId, ConversationId, TenantId
+from reattach.domain.ids import DIALECT_OTID, AgentId, ConversationId, TenantId
 from reattach.domain.messages import Message, ToolReturnPart
 from reattach.http.context import Context
 from reattach.http.dialects.ag_ui.input import IDS
@@ -77,7 +77,7 @@ async def known_run(
     context: Context, tenant: TenantId, thread: ClientThread, run_id: str
 ) -> Run | None:
     """Return the run that the client names; None if it has not begun."""
-    otid = f"{FAMILY}:{thread.request_key(run_id)}"
+    otid = f"{DIALECT_OTID}{FAMILY}:{thread.request_key(run_id)}"
     try:
         return await context.runs.by_otid(tenant, otid)
     except NotFoundError:

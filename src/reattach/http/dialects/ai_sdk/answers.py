@@ -16,6 +16,7 @@ from reattach.http.dialects.ai_sdk.chats import (
 )
 from reattach.http.dialects.ai_sdk.incoming import (
     ANSWERED,
+    OTID,
     Answer,
     answer_of,
     decided_ids,
@@ -67,7 +68,7 @@ def is_answered_in(run: Run, message_id: str, sent: Message) -> bool:
     """Return whether a run was started by the message together with an answer."""
     return any(
         message.role is Role.USER
-        and (message.otid or "").startswith(f"ai-sdk:{ANSWERED}:")
+        and (message.otid or "").startswith(f"{OTID}{ANSWERED}:")
         and shown_id(message) == message_id
         and message.parts == sent.parts
         for message in run.input

@@ -14,7 +14,7 @@ from reattach.domain.messages import Message, Role
 from reattach.domain.prompt import system_message
 from reattach.http.context import Context
 from reattach.http.dialects.ai_sdk.chats import Chat, newest_runs
-from reattach.http.dialects.ai_sdk.incoming import shown_id
+from reattach.http.dialects.ai_sdk.incoming import OTID, shown_id
 from reattach.records.base import Agent, Run, Span
 from reattach.records.conversations import fork_of
 from reattach.records.runs.openings import Opening
@@ -112,5 +112,5 @@ def _is_same(run: Run, message_id: str, sent: Message, *, edits: bool) -> bool:
     ]
     if edits:
         return bool(begun) and (run.status.is_active or run.status is RunStatus.COMPLETED)
-    replaces = any((message.otid or "").startswith("ai-sdk:again-") for message in begun)
+    replaces = any((message.otid or "").startswith(f"{OTID}again-") for message in begun)
     return run.status.is_active and replaces

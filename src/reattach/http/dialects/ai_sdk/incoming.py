@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from reattach.domain.errors import InvalidArgumentError
-from reattach.domain.ids import RunId, new_message_id
+from reattach.domain.ids import DIALECT_OTID, RunId, new_message_id
 from reattach.domain.limits.requests import MAX_KEPT_JSON_BYTES
 from reattach.domain.messages import (
     ApprovalPart,
@@ -27,7 +27,8 @@ from reattach.http.schemas.sending import ImageSource
 from reattach.records.base import Run
 
 _DECIDED: Final = frozenset({"approval-responded", "output-available", "output-error"})
-_OTID: Final = "ai-sdk:"
+OTID: Final = f"{DIALECT_OTID}ai-sdk:"
+"""The beginning of the OTIDs of this dialect."""
 
 ANSWERED: Final = "answered"
 """The kind of requests whose first message is an answer; the OTIDs of others have a number then."""
@@ -73,7 +74,7 @@ def earlier_messages(sent: Sequence[UiMessageBody], now: datetime) -> list[Messa
                     role=Role(one.role),
                     parts=parts,
                     created_at=now,
-                    otid=f"{_OTID}earlier::{one.id}",
+                    otid=f"{OTID}earlier::{one.id}",
                 )
             )
     return messages
@@ -82,9 +83,10 @@ def earlier_messages(sent: Sequence[UiMessageBody], now: datetime) -> list[Messa
 def shown_id(message: Message) -> str:
     """Return the id that the client gave to a message; its own id if another client sent it."""
     otid = message.otid or ""
-    if not otid.startswith(_OTID) or otid.count(":") < 3:
+    name = otid.removeprefix(OTID)
+    if name == otid or name.count(":") < 2:
         return message.id
-    _, kind, _, shown = otid.split(":", 3)
+    kind, _, shown = name.split(":", 2)
     return shown.rpartition(":")[0] if kind == ANSWERED else shown
 
 

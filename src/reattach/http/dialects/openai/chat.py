@@ -46,6 +46,8 @@ router = routes("openai", error=OpenAIErrorBody)
 FAMILY: Final = "chat_completions"
 _PLAIN: Final = ChatCompletions()
 _WITH_USAGE: Final = ChatCompletions(includes_usage=True)
+_FORM: Final = {"stream", "stream_options"}
+"""The members of a request that belong to the form of its answer."""
 _SEND_AGAIN: Final = "Send the same request again, with its Idempotency-Key, to get the answer."
 
 _TEXT_HEADER: Final = {"schema": {"type": "string"}}
@@ -104,7 +106,7 @@ async def _parse(
         dialect=FAMILY,
         agent=agent,
         messages=chat.new,
-        payload=body.model_dump(mode="json", exclude_unset=True),
+        payload=body.model_dump(mode="json", exclude_unset=True, exclude=_FORM),
         key=named.key,
         idempotency_key=idempotency_key_of(request),
         is_retry=is_retry(request),

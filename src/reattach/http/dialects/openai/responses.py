@@ -59,6 +59,8 @@ router = routes("openai", error=OpenAIErrorBody)
 
 _FAMILY: Final = "openai"
 _DIALECT: Final = Responses()
+_FORM: Final = {"stream", "stream_options", "background", "include"}
+"""The members of a request that belong to the form of its answer."""
 _SEND_AGAIN: Final = "Send the same request again, with its Idempotency-Key, to get the response."
 
 ResponsePath = Annotated[
@@ -126,7 +128,7 @@ async def create_response(
         dialect=_FAMILY,
         agent=place.agent,
         messages=parsed.new,
-        payload=body.model_dump(mode="json", exclude_unset=True),
+        payload=body.model_dump(mode="json", exclude_unset=True, exclude=_FORM),
         conversation=place.conversation,
         after=place.after,
         idempotency_key=idempotency_key_of(request),
