@@ -28,6 +28,7 @@ _CHAT: Final[Mapping[str, str]] = {
 _AGENTS: Final[Mapping[str, str]] = {
     "cut": "raises; no reconnect in this client",
     "reload": "no reconnect in this client",
+    "restart": "raises; no reconnect in this client",
     "cancel": "no cancel in this client",
     "past the end": "no reconnect in this client",
 }

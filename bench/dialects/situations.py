@@ -98,6 +98,19 @@ def _retry(trial: Trial) -> None:
     trial.expect_runs(COMPLETED, COMPLETED)
 
 
+def _restart(trial: Trial) -> None:
+    """Kill the server in the middle of the answer, and start it again."""
+    _, whole, _ = trial.whole(_SLOW, _SLOW_WORDS)
+    session = trial.open()
+    sending = session.sending(_SLOW)
+    until(lambda: _count(session.shown) >= _SLOW_WORDS // 4)
+    trial.stage.restart()
+    end = _resumed(session, sending.result(CALL_SECONDS))
+    _expect_end(end, COMPLETED, "after the restart")
+    _expect_shown(session, whole, "after the restart")
+    trial.expect_runs(COMPLETED, COMPLETED)
+
+
 def _cancel(trial: Trial) -> None:
     """Cancel in the middle of the answer."""
     session = trial.open()
@@ -143,6 +156,7 @@ SITUATIONS: Final[Mapping[str, Callable[[Trial], None]]] = {
     "cut": _cut,
     "reload": _reload,
     "retry": _retry,
+    "restart": _restart,
     "cancel": _cancel,
     "approval": _approval,
     "error": _error,

@@ -39,6 +39,11 @@ class Stage(Closing):
         self.relay.close()
         self.server.close()
 
+    def restart(self) -> None:
+        """Kill the server and start it on the same port."""
+        self.server.kill()
+        self.server.start()
+
     def agent(self) -> str:
         """Create an agent with the tool, and return its id."""
         body = {"name": "guide", "model": "scripted/echo", "tools": [TOOL]}

@@ -157,3 +157,12 @@ async def test_the_transport_of_workflows_gets_each_chunk_once_however_it_is_cut
     sends = len(whole["chunks"])
     first = [one.rpartition("=")[2] for one in seen["requests"][1:sends]]
     assert first == [str(index) for index in range(1, sends)]
+
+
+async def test_a_chat_whose_transport_of_workflows_gave_up_shows_everything_once_after_resuming(
+    program: Program,
+) -> None:
+    seen = program.run("workflow")["resumed"]
+    assert (seen["broke"], seen["status"]) == ("error", "ready")
+    shown = [(kind, text) for kind, text in seen["parts"] if text is not None]
+    assert shown == [("reasoning", "r0 r1 "), ("text", "t0 t1 t2 t3 ")]

@@ -270,7 +270,25 @@ async function workflow() {
     }
     const ending = cutting(1, { everyTime: true, breaks: false });
     const single = await read("workflow-single", ending);
-    return { whole, broken, single, requests: ending.seen.requests };
+    return { whole, broken, single, requests: ending.seen.requests, resumed: await resumed() };
+
+    /** A chat whose transport has given up, and then resumes. */
+    async function resumed() {
+        const transport = workflowTransport(api, "workflow-resumed");
+        const cut = cutting(6);
+        let isDown = false;
+        transport.fetch = async (...request) => {
+            if (isDown) throw new TypeError("fetch failed");
+            isDown = true; // After the message.
+            return await cut(...request);
+        };
+        const chat = newChat("7", "workflow-resumed", { transport });
+        await chat.sendMessage({ text: "[think=2][chunks=4]" });
+        const broke = chat.status;
+        transport.fetch = fetch;
+        await chat.resumeStream();
+        return { broke, status: chat.status, parts: chat.messages.at(-1).parts.map(({ type, text }) => [type, text]) };
+    }
 }
 
 const outcomes = {};

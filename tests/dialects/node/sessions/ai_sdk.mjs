@@ -48,8 +48,12 @@ class ChatSession {
 
     async resume() {
         if (this.chat === null) {
-            const response = await fetch(`${this.api}/${this.kept.id}/messages`);
-            this.chat = this.newChat(await response.json());
+            try {
+                const response = await fetch(`${this.api}/${this.kept.id}/messages`);
+                this.chat = this.newChat(await response.json());
+            } catch (error) {
+                return `broke: ${error.message}`;
+            }
         } else if (this.version === "5" && this.chat.lastMessage?.role === "assistant") {
             this.chat.messages = this.chat.messages.slice(0, -1); // As docs/ai-sdk.md says.
         }
