@@ -20,6 +20,7 @@ from reattach.testing.programs.cluster import Cluster
 from reattach.testing.programs.server import ServerProcess
 
 RUNS: Final = 100
+MANY_RUNS: Final = 1000
 LOCAL_MODEL: Final = "local/smollm2-135m-instruct"
 
 _WITHOUT_QUOTAS: Final = {
@@ -148,8 +149,13 @@ async def in_cluster(cluster: Cluster, what: str, *, kills: bool) -> Row:
     return Row(what, None if kills else gone_at - fault_at, seconds)
 
 
-async def alone(server: ServerProcess, what: str, count: int, model: str, text: str) -> Row:
-    """Kill the only server, start it again, and read on."""
+async def alone(
+    server: ServerProcess, what: str, count: int, model: str, text: str, *, from_start: bool = False
+) -> Row:
+    """Kill the only server, start it again, and read on.
+
+    The time begins when the port is open, or with ``from_start`` when the program is started.
+    """
     address = ServerAddress(server.url)
     runs = await begin_runs(address, count, model, text)
     reading = [asyncio.create_task(run.read(address)) for run in runs]
@@ -157,6 +163,7 @@ async def alone(server: ServerProcess, what: str, count: int, model: str, text: 
         await asyncio.gather(*(run.until(_SPOKEN) for run in runs))
         await asyncio.to_thread(server.kill)
         await asyncio.gather(*reading)
+        started_at = time.monotonic()
         await asyncio.to_thread(server.start)
         opened_at = time.monotonic()
         reading = [asyncio.create_task(run.read(address)) for run in runs]
@@ -164,7 +171,8 @@ async def alone(server: ServerProcess, what: str, count: int, model: str, text: 
         arrived = [await run.next_event_at(address) for run in runs]
     finally:
         await _cancel(reading)
-    return Row(what, None, [at - opened_at for at in arrived])
+    began_at = started_at if from_start else opened_at
+    return Row(what, None, [at - began_at for at in arrived])
 
 
 async def first_answer(server: ServerProcess, what: str, model: str) -> Row:
@@ -214,6 +222,11 @@ def main(options: Options) -> None:
     with _serving_alone() as server:
         what = "kill -9 and a start, alone"
         rows.append(asyncio.run(alone(server, what, RUNS, "scripted/echo", _WORDS)))
+    with _serving_alone() as server:
+        what = "kill -9 and a start, alone, from the start"
+        rows.append(
+            asyncio.run(alone(server, what, MANY_RUNS, "scripted/echo", _WORDS, from_start=True))
+        )
     with _serving_alone() as server:
         what = "no fault: a start, and the local model's first short answer"
         rows.append(asyncio.run(first_answer(server, what, LOCAL_MODEL)))
