@@ -4,7 +4,7 @@ A message is stored once and has a place in each of its threads: a fork shares t
 source. The system message has place 0, and all others follow it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -89,19 +89,23 @@ _LAST: Final = PreparedStatement(
 _USAGE: Final = PreparedStatement(
     select(schema.steps.c.usage).where(schema.steps.c.id == bindparam("step_id"))
 )
-_summary: Final = case((schema.messages.c.role == Role.SUMMARY, schema.messages.c.parts))
-_ids: Final = (
-    select(_places.c.message_id, _summary.label("parts"))
-    .join(schema.messages, _places.c.message_id == schema.messages.c.id)
-    .order_by(_places.c.thread_key, _position)
-)
-_IDS_OF: Final = _ids.add_columns(_places.c.thread_key).where(
-    _places.c.thread_key.in_(bindparam("thread_keys", expanding=True))
-)
+_ids: Final = select(_places.c.message_id).order_by(_position)
+# Without the messages: few of them are summaries, which another statement finds.
+_IDS: Final = PreparedStatement(_ids.where(_places.c.thread_key == bindparam("thread_key")))
 _FIRST_IDS: Final = PreparedStatement(
     _ids.where(_places.c.thread_key == bindparam("thread_key")).limit(
         bindparam("limit", type_=Integer)
     )
+)
+_SUMMARY_PARTS: Final = PreparedStatement(
+    _summaries.with_only_columns(schema.messages.c.id, schema.messages.c.parts)
+)
+_summary: Final = case((schema.messages.c.role == Role.SUMMARY, schema.messages.c.parts))
+_IDS_OF_ALL: Final = (
+    select(_places.c.thread_key, _places.c.message_id, _summary)
+    .join(schema.messages, _places.c.message_id == schema.messages.c.id)
+    .where(_places.c.thread_key.in_(bindparam("thread_keys", expanding=True)))
+    .order_by(_places.c.thread_key, _position)
 )
 _INSERT_MESSAGES: Final = PreparedStatement(
     insert(schema.messages), "tenant", "agent_id", *Message.__struct_fields__
@@ -203,33 +207,43 @@ def _counted_tokens(connection: Connection, step_id: StepId | None) -> int | Non
 
 def message_ids(connection: Connection, thread_key: str) -> list[MessageId]:
     """Return the ids of the messages in context of a thread, in order, the system message first."""
-    return message_ids_of(connection, [thread_key]).get(thread_key, [])
+    return _of_one(connection, thread_key, _IDS.rows(connection, {"thread_key": thread_key}))
 
 
 def message_ids_if_few(connection: Connection, thread_key: str) -> list[MessageId] | None:
     """Return ``message_ids`` if the thread is short enough for the event loop; else None."""
     asked = {"thread_key": thread_key, "limit": SHORT_THREAD + 1}
     rows = _FIRST_IDS.rows(connection, asked)
-    return None if len(rows) > SHORT_THREAD else _ids_in_context(rows)
+    return None if len(rows) > SHORT_THREAD else _of_one(connection, thread_key, rows)
 
 
 def message_ids_of(
     connection: Connection, thread_keys: Sequence[str]
 ) -> dict[str, list[MessageId]]:
     """Return ``message_ids`` of each of the threads, by one query."""
-    rows: dict[str, list[Sequence[Any]]] = {}
-    for *row, thread_key in connection.execute(_IDS_OF, {"thread_keys": thread_keys}):
-        rows.setdefault(thread_key, []).append(row)
-    return {key: _ids_in_context(found) for key, found in rows.items()}
+    rows = connection.execute(_IDS_OF_ALL, {"thread_keys": thread_keys})
+    ids: dict[str, list[MessageId]] = {}
+    summaries: dict[str, list[Sequence[Any]]] = {}
+    for thread_key, message_id, parts in rows:
+        ids.setdefault(thread_key, []).append(message_id)
+        if parts:
+            summaries.setdefault(thread_key, []).append((message_id, parts))
+    return {key: _ids_in_context(found, summaries.get(key, ())) for key, found in ids.items()}
 
 
-def _ids_in_context(rows: Sequence[Sequence[Any]]) -> list[MessageId]:
-    summaries = {
-        message_id: parts[0]
-        for message_id, parts in rows
-        if parts and isinstance(parts[0], SummaryPart)
-    }
-    return ids_in_context([message_id for message_id, _ in rows], summaries)
+def _of_one(
+    connection: Connection, thread_key: str, rows: Sequence[Sequence[MessageId]]
+) -> list[MessageId]:
+    summaries = _SUMMARY_PARTS.rows(connection, {"thread_key": thread_key})
+    return _ids_in_context([message_id for (message_id,) in rows], summaries)
+
+
+def _ids_in_context(
+    ids: Sequence[MessageId], summaries: Iterable[Sequence[Any]]
+) -> list[MessageId]:
+    """Return those of a thread's ids that are in context; ``summaries`` have ids and parts."""
+    readable = {one: parts[0] for one, parts in summaries if isinstance(parts[0], SummaryPart)}
+    return ids_in_context(ids, readable)
 
 
 def pending(connection: Connection, thread: Thread) -> PendingApproval | None:
