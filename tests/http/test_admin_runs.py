@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from reattach.domain.ids import DEFAULT_TENANT, TenantId
+from reattach.http.api.admin.run_states import RunList
 from reattach.records.base import KeyScope
 from tests.http.test_admin_processes import with_scopes
 from tests.support.asgi_server import OTHER_TENANT
@@ -50,6 +51,21 @@ async def test_an_ended_run_has_its_final_figures(live: LiveServer) -> None:
     assert item["input_preview"] == "[chunks=5][rate=4]"
     assert (item["model"], item["error"], item["worker"]) == ("scripted/echo", None, None)
     assert item["agent_name"]
+
+
+async def test_the_list_has_the_members_that_the_api_describes_in_the_same_bytes(
+    live: LiveServer,
+) -> None:
+    for message in ("[chunks=5]", "[fail=0:llm_timeout]"):
+        await ended_run(live, message)
+    agent, thread = await new_threads(live)
+    run_id = await live.held_run(agent, thread, "[chunks=9]", after=3)
+    response = await live.client.get(RUNS, params={"limit": 3})
+    shown = RunList.model_validate_json(response.content)
+    assert {one.status for one in shown.items} == {"completed", "failed", "running"}
+    assert shown.model_dump_json().encode() == response.content
+    live.gates.open(agent)
+    await live.ended(run_id)
 
 
 async def test_a_run_that_took_less_than_a_second_has_no_mean_rate(live: LiveServer) -> None:

@@ -111,6 +111,12 @@ UtcTime = Annotated[
 ]
 """An instant, sent in UTC with microseconds and ``Z``."""
 
+
+def shown_time(at: datetime | None) -> datetime | str | None:
+    """Return a time in UTC, whose JSON has microseconds; msgspec leaves out those that are zero."""
+    return at if at is None or at.microsecond else utc_text(at, "microseconds")
+
+
 GivenTime = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 
 Word = Annotated[str, Field(max_length=MAX_NAME_CHARS)]

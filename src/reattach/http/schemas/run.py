@@ -6,10 +6,9 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import ConfigDict, Field
 
-from reattach.domain.clock import utc_text
 from reattach.domain.events import Usage
 from reattach.engine.base import Model
-from reattach.http.schemas.fields import Answer, StopReasonName, UtcTime, members_of
+from reattach.http.schemas.fields import Answer, StopReasonName, UtcTime, members_of, shown_time
 from reattach.records.base import Run, Step
 from reattach.records.runs.lists.summaries import RunSummary
 from reattach.runs.answers import metadata_of
@@ -64,8 +63,8 @@ def run_state(run: RunSummary, *, for_token: bool = False) -> dict[str, Any]:
         "status": run.status,
         "stop_reason": run.stop_reason,
         "background": run.background,
-        "created_at": _utc(run.created_at),
-        "completed_at": _utc(run.completed_at),
+        "created_at": shown_time(run.created_at),
+        "completed_at": shown_time(run.completed_at),
         "metadata": metadata_of(run),
         "request_config": {
             "use_assistant_message": config.use_assistant_message,
@@ -75,7 +74,7 @@ def run_state(run: RunSummary, *, for_token: bool = False) -> dict[str, Any]:
         },
         "base_template_id": None,
         "callback_url": None if for_token else run.callback_url,
-        "callback_sent_at": None if for_token else _utc(run.callback_sent_at),
+        "callback_sent_at": None if for_token else shown_time(run.callback_sent_at),
         "callback_status_code": None if for_token else run.callback_status_code,
         "callback_error": None if for_token else run.callback_error,
         "ttft_ns": _ttft_ns(run),
@@ -85,11 +84,6 @@ def run_state(run: RunSummary, *, for_token: bool = False) -> dict[str, Any]:
 
 def run_states(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
     return [run_state(run) for run in runs]
-
-
-def _utc(at: datetime | None) -> datetime | str | None:
-    """Return a time in UTC, whose JSON has microseconds; msgspec leaves out those that are zero."""
-    return at if at is None or at.microsecond else utc_text(at, "microseconds")
 
 
 def _ttft_ns(run: RunSummary) -> int | None:

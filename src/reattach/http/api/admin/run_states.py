@@ -6,7 +6,13 @@ from typing import Any, Final, Literal
 from pydantic import ConfigDict, Field
 
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
-from reattach.http.schemas.fields import Answer, StopReasonName, UtcTime, members_of
+from reattach.http.schemas.fields import (
+    Answer,
+    StopReasonName,
+    UtcTime,
+    members_of,
+    shown_time,
+)
 from reattach.records.base import RunError
 from reattach.records.runs.lists.overview import RunLine
 from reattach.runs.inspection.details import RunDetails
@@ -63,9 +69,18 @@ class RunItem(Answer):
     input_preview: str | None = Field(description="The beginning of the texts that were sent.")
     error: RunFailure | None
 
-    @classmethod
-    def of(cls, line: RunLine, live: LiveFigures) -> "RunItem":
-        return cls(**run_members(line, live))
+
+def run_item(line: RunLine, live: LiveFigures) -> dict[str, Any]:
+    """Return the members of a ``RunItem``, for JSON."""
+    members = run_members(line, live)
+    failure = members["error"]
+    times = {name: shown_time(getattr(line, name)) for name in _TIMES}
+    members |= times | {"error": None if failure is None else failure.model_dump()}
+    return {name: members[name] for name in _ITEM}
+
+
+_TIMES: Final = ("created_at", "completed_at", "cancel_requested_at")
+_ITEM: Final = tuple(RunItem.model_fields)
 
 
 def run_members(line: RunLine, live: LiveFigures) -> dict[str, Any]:

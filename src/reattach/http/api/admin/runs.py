@@ -4,14 +4,16 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Query
 from starlette.requests import Request
+from starlette.responses import Response
 
 from reattach.domain.events import RunStatus
 from reattach.domain.ids import CONVERSATION_PATTERN, ConversationId
 from reattach.domain.limits.requests import MAX_NAME_CHARS, MAX_QUERY_CHARS, MAX_QUERY_VALUES
 from reattach.http.api.admin.fields import ONE_ORDER, AfterItem, PageLimit, TenantFilter
-from reattach.http.api.admin.run_states import RunItem, RunList, RunReport
+from reattach.http.api.admin.run_states import RunList, RunReport, run_item
 from reattach.http.api.runs import RunPath
 from reattach.http.context import ContextDep
+from reattach.http.json import JsonResponse
 from reattach.http.readable import readable_items
 from reattach.http.routes import routes
 from reattach.http.schemas.fields import QueryAgent
@@ -52,6 +54,7 @@ TextQuery = Annotated[
     summary="List runs with their figures",
     description="Newest first, with the events, rates and readers that all processes report. With "
     "a key that lacks `operator`, only those of its own tenant.",
+    response_model=RunList,
 )
 async def list_runs(
     context: ContextDep,
@@ -63,7 +66,7 @@ async def list_runs(
     query: TextQuery = None,
     limit: PageLimit = 100,
     after: AfterItem = None,
-) -> RunList:
+) -> Response:
     wanted = RunFilter(
         tenant=tenant,
         statuses={RunStatus(name) for name in statuses or ()},
@@ -74,12 +77,9 @@ async def list_runs(
     )
     found = await context.records.overview.look(wanted, tenant=tenant, limit=limit + 1, after=after)
     live = LiveFigures.of(await context.reports.gather())
-    return RunList(
-        items=readable_items("runs", found.lines[:limit], lambda line: RunItem.of(line, live)),
-        active=found.active,
-        total=found.total,
-        has_more=len(found.lines) > limit,
-    )
+    items = readable_items("runs", found.lines[:limit], lambda line: run_item(line, live))
+    listed = {"items": items, "active": found.active, "total": found.total}
+    return JsonResponse({**listed, "has_more": len(found.lines) > limit})
 
 
 async def _scans(request: Request) -> Scans:
