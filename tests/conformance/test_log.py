@@ -5,14 +5,28 @@ from pathlib import Path
 import pytest
 
 from reattach.testing.conformance.log import LogConformance, LogStore
-from tests.support.log_stores import SMALL, MemoryStore, MeteredStore, RedisStore, SqliteStore
+from tests.support.log_stores import (
+    LOADING,
+    SMALL,
+    MemoryStore,
+    MeteredStore,
+    RedisStore,
+    SqliteStore,
+)
 from tests.support.redis_server import shared_cluster_url, shared_sentinel_url, shared_url
 
 
 class TestLogs(LogConformance):
     @pytest.fixture(
         params=[
-            *("memory", "metered", "sqlite process", "sqlite power", "sqlite small"),
+            *(
+                "memory",
+                "metered",
+                "sqlite process",
+                "sqlite power",
+                "sqlite small",
+                "sqlite loading",
+            ),
             *("redis", "redis cluster", "redis sentinel"),
         ]
     )
@@ -32,5 +46,7 @@ class TestLogs(LogConformance):
                 return SqliteStore(tmp_path, "process")
             case "sqlite power":
                 return SqliteStore(tmp_path, "power")
+            case "sqlite loading":
+                return SqliteStore(tmp_path, "process", LOADING)
             case _:
                 return SqliteStore(tmp_path, "process", SMALL)

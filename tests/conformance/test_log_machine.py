@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 
 from reattach.testing.conformance.log import LogStore
 from reattach.testing.conformance.log_machine import LogMachine
-from tests.support.log_stores import SMALL, RedisStore, SqliteStore
+from tests.support.log_stores import LOADING, SMALL, RedisStore, SqliteStore
 from tests.support.redis_server import shared_url
 
 pytestmark = pytest.mark.slow
@@ -34,6 +34,14 @@ class SmallSqliteMachine(LogMachine):
         self.directory.cleanup()
 
 
+class LoadingSqliteMachine(SmallSqliteMachine):
+    """A log that folds, evicts and loads constantly."""
+
+    def make_store(self) -> LogStore:
+        self.directory = tempfile.TemporaryDirectory()
+        return SqliteStore(Path(self.directory.name), sizes=LOADING)
+
+
 class SqliteMachine(SmallSqliteMachine):
     """A log that keeps everything in the journal and in memory."""
 
@@ -56,5 +64,6 @@ def case_of(machine: type[LogMachine]) -> Any:
 
 
 TestSmallSqlite = case_of(SmallSqliteMachine)
+TestLoadingSqlite = case_of(LoadingSqliteMachine)
 TestSqlite = case_of(SqliteMachine)
 TestRedis = case_of(RedisMachine)

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import uuid
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from reattach.log.base import Log
@@ -25,6 +26,9 @@ SMALL = Sizes(
     checkpoint_bytes=20_000,
 )
 """So small that a few events are folded, spilled, pruned and read from disk."""
+
+LOADING = replace(SMALL, closed_runs_bytes=6000)
+"""The same with memory for some closed runs, into which they are loaded from disk again."""
 
 
 class MemoryStore(LogStore):

@@ -8,6 +8,10 @@ from reattach.log.tail import Tail
 RUN_BYTES: Final = 1024
 """The approximate memory of a run without its frames."""
 
+LOAD_BYTES: Final = 4 * 1024 * 1024
+"""A closed log up to this size is loaded whole for all readers to share, once a second slice of it
+is read from the store. Each reader of a larger log reads its own slices."""
+
 
 class ClosedRun(Protocol):
     """A closed run in memory."""
@@ -27,7 +31,11 @@ class ClosedRuns(Generic[Run]):
         self._bytes = 0
         self._costs: OrderedDict[Run, int] = OrderedDict()
 
+    def __contains__(self, run: Run) -> bool:
+        return run in self._costs
+
     def add(self, run: Run) -> None:
+        """Add a run, or note its new size."""
         self.discard(run)
         cost_bytes = self._costs[run] = run.tail.size_bytes + RUN_BYTES
         self._bytes += cost_bytes
@@ -40,13 +48,17 @@ class ClosedRuns(Generic[Run]):
         if run in self._costs:
             self._costs.move_to_end(run)
 
-    def evict(self) -> list[Run]:
-        """Remove and return the least recently used runs above the limit.
+    def has_room(self, more_bytes: int) -> bool:
+        """Return whether frames of this size may be added to runs here."""
+        return self._bytes + more_bytes <= self._max_bytes
+
+    def evict(self, more_bytes: int = 0) -> list[Run]:
+        """Remove and return the least recently used runs, until there is room for ``more_bytes``.
 
         Runs with followers stay.
         """
         evicted: list[Run] = []
-        excess_bytes = self._bytes - self._max_bytes
+        excess_bytes = self._bytes + more_bytes - self._max_bytes
         for run, cost_bytes in self._costs.items():
             if excess_bytes <= 0:
                 break

@@ -202,8 +202,21 @@ class Tail:
         """
         self._latest = None
         end = self._base + len(self._buffer)
-        self._ends.extend(end + offset for offset in ends)
+        self._ends.fromlist([end + offset for offset in ends])
         self._buffer += frames
+
+    def prepend(self, earlier: "Tail") -> None:
+        """Add the frames of ``earlier`` before those here, without notifying listeners.
+
+        They must end where this tail begins. ``earlier`` cannot be used any more.
+        """
+        buffer, ends = earlier._buffer, earlier._ends
+        moved = len(buffer) - self._base
+        ends.fromlist([end + moved for end in self._ends])
+        buffer += self._buffer
+        self._buffer, self._ends, self._base = buffer, ends, 0
+        self.first_seq = earlier.first_seq
+        self._latest = None
 
     def fail(self, failure: ReattachError) -> None:
         """End the tail without closing it. No-op if it has ended."""

@@ -124,6 +124,8 @@ class Delivery(ABC):
             if frames:
                 if not await self._send(frames):
                     return False
+                if self._may_write_at_once():
+                    return None
                 sent_bytes += len(frames)
                 if sent_bytes >= REPLAY_TURN_BYTES:
                     sent_bytes = 0
@@ -134,6 +136,10 @@ class Delivery(ABC):
                     return ended
                 if not await self._send(self._keepalive()):
                     return False
+        return False
+
+    def _may_write_at_once(self) -> bool:
+        """Return whether the next events can be sent without a task."""
         return False
 
     async def _announce(self) -> bool:
@@ -356,6 +362,10 @@ class DetachedDelivery(Delivery):
             or (following.closed and self._job.target.status.is_active)
         )
 
+    @override
+    def _may_write_at_once(self) -> bool:
+        return self.following.has_next_in_memory and not self._must_wait()
+
     def _go_idle(self, *, sent: bool) -> None:
         """Wait for the next event without a task."""
         self._connection.flush()
@@ -375,7 +385,10 @@ class DetachedDelivery(Delivery):
         finally:
             if complete is None:
                 self._task = None
-                self._go_idle(sent=False)
+                if self._may_write_at_once():
+                    self._write_or_abort()
+                else:
+                    self._go_idle(sent=False)
             elif complete:
                 self._finish(self._last)
             else:

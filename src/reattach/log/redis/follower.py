@@ -12,7 +12,7 @@ from reattach.domain.errors import LogNotFoundError, ReattachError, StoreUnavail
 from reattach.domain.errors.stores import LogDamagedError
 from reattach.domain.ids import Seq, Token
 from reattach.log.base import CLOSING, UNREADABLE, not_found_error
-from reattach.log.closed_runs import ClosedRuns
+from reattach.log.closed_runs import LOAD_BYTES, ClosedRuns
 from reattach.log.notifier import Notifier
 from reattach.log.redis.batcher import Batcher
 from reattach.log.redis.client import RedisClient
@@ -27,10 +27,8 @@ from reattach.log.redis.scripts import (
 )
 from reattach.log.redis.subscriber import Subscriber, report_defect, retry_backoff
 from reattach.log.tail import Tail
+from reattach.single_flight import SingleFlight
 
-_LOAD_BYTES: Final = 4 * 1024 * 1024
-"""A log up to this size is read into its tail completely when it is first followed here, for all
-readers to share. Each reader of a larger log reads its earlier frames from Redis."""
 _LOAD_SLICE_BYTES: Final = 256 * 1024
 """The most bytes per read, which blocks Redis for under two milliseconds."""
 _LOAD_SLICE_EVENTS: Final = 10_000
@@ -57,6 +55,7 @@ class Follower:
         self._state_batcher = Batcher(client, STATE_MANY, writes=False)
         self._subscriber = Subscriber(client, self._on_resumed)
         self._poll_task: asyncio.Task[None] | None = None
+        self._loads = SingleFlight[str, None]("log load")
         self._check_failed = asyncio.Event()
         """Set when a check failed that the next poll repeats."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -222,6 +221,36 @@ class Follower:
             ) from error
         return StoredState.parse(raw), frames, ends
 
+    async def load(self, run: LocalRun) -> None:
+        """Put the frames of a small closed run into its tail, unless that was tried before."""
+        if run.is_load_due:
+            await self._loads.do(run.run_id, partial(self._load, run))
+
+    async def _load(self, run: LocalRun) -> None:
+        run.is_load_due = run.may_be_loaded = False
+        try:
+            state = await self.state(run.run_id)
+            tail = Tail(state.first_seq)
+            while state.closed and tail.last_seq < run.tail.first_seq - 1:
+                state, frames, ends = await self.read(
+                    run.run_id,
+                    tail.last_seq,
+                    max_bytes=_LOAD_SLICE_BYTES,
+                    max_events=_LOAD_SLICE_EVENTS,
+                )
+                if not ends:
+                    return
+                tail.extend_joined(frames, ends)
+        except ReattachError:
+            return  # The reader reads its own slices, and reports what is wrong.
+        for evicted in self._closed_runs.evict(tail.size_bytes):
+            self._remove(evicted)
+        is_same = state.last_seq == run.tail.last_seq and tail.last_seq + 1 == run.tail.first_seq
+        if is_same and run in self._closed_runs and self._closed_runs.has_room(tail.size_bytes):
+            run.tail.prepend(tail)
+            run.tail.trim(state.first_seq)
+            self._closed_runs.add(run)
+
     async def aclose(self, failure: ReattachError) -> None:
         """Stop following, and fail all tails with ``failure``."""
         if self._poll_task is not None:
@@ -260,9 +289,11 @@ class Follower:
             if not state.closed and not run.is_owned:
                 await self._subscribe(run)
                 state = await self.state(run.run_id)
-            is_small = state.size_bytes <= _LOAD_BYTES
-            run.join(state.first_seq if is_small else state.last_seq + 1, state.token)
-            if state.closed and not is_small:
+            is_small = state.size_bytes <= LOAD_BYTES
+            begins_here = state.closed or not is_small
+            run.join(state.last_seq + 1 if begins_here else state.first_seq, state.token)
+            if state.closed:
+                run.may_be_loaded = is_small
                 run.tail.extend((), close=True)
             else:
                 await self._catch_up(run)

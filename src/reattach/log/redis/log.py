@@ -167,6 +167,8 @@ class RedisLog(Log):
     async def read(self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int) -> Slice:
         self.check_open()
         run = self.follower.local_run(run_id)
+        if run is not None and after_seq + 1 < run.tail.first_seq:
+            await self.follower.load(run)
         if run is not None and run.tail.first_seq <= after_seq + 1 <= run.tail.last_seq:
             return run.tail.slice(after_seq, max_bytes=max_bytes, max_events=max_events)
         state, frames, ends = await self.follower.read(
@@ -176,6 +178,8 @@ class RedisLog(Log):
             raise TrimmedError(run_id, state.first_seq)
         last_seq = after_seq + len(ends)
         run = self.follower.local_run(run_id)
+        if run is not None:
+            run.is_load_due = run.may_be_loaded
         if run is not None and ends and last_seq > run.tail.last_seq:
             # Followers must learn of the end from the tail, whose notifications may be late.
             await self.follower.catch_up_to(run, last_seq)

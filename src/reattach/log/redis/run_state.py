@@ -50,6 +50,10 @@ class LocalRun:
     channel: bytes
     tail: Tail
     followers: int = 0
+    may_be_loaded: bool = False
+    """The closed run is small, and no load into its tail has been tried."""
+    is_load_due: bool = False
+    """A slice of it was read from Redis, so the next one loads all of it."""
     is_joined: bool = False
     """The tail represents the log."""
     join_task: asyncio.Task[None] | None = None

@@ -16,11 +16,12 @@ Scripts named ``*_MANY`` work on any number of runs per call, independently of e
 import re
 import struct
 from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import sha1
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Final
 
 from reattach.domain.ids import Seq, Token
@@ -29,6 +30,7 @@ from reattach.log.frames import pack_numbers, unpack_numbers
 _HEAD: Final = struct.Struct("<Bqq")
 _COUNT: Final = struct.Struct("<I")
 _HEAD_SIZE: Final = _HEAD.size
+_ONE: Final = _COUNT.pack(1)
 
 
 class NotificationKind(IntEnum):
@@ -106,23 +108,35 @@ def slice_bodies(
     returned whatever its size.
     """
     pieces: list[bytes] = []
-    ends = array("Q")
-    size_bytes = 0
-    seq = first_seq
+    lengths = array("I")
     for body in bodies:
-        (count,) = _COUNT.unpack_from(body)
-        at = _COUNT.size + (4 * count if count != 1 else 0)
-        lengths = unpack_numbers(body[_COUNT.size : at]) if count != 1 else (len(body) - at,)
-        for length in lengths:
-            if seq > after_seq:
-                size_bytes += length
-                if ends and (size_bytes > max_bytes or len(ends) >= max_events):
-                    return b"".join(pieces), ends
-                pieces.append(body[at : at + length])
-                ends.append(size_bytes)
-            at += length
-            seq += 1
-    return b"".join(pieces), ends
+        if body.startswith(_ONE):  # The most frequent case by far.
+            pieces.append(body[_COUNT.size :])
+            lengths.append(len(body) - _COUNT.size)
+            continue
+        try:
+            (count,) = _COUNT.unpack_from(body)
+            at = _COUNT.size * (1 + count)
+            of_body = unpack_numbers(body[_COUNT.size : at])
+            if len(of_body) != count or sum(of_body) != len(body) - at:
+                raise ValueError("The lengths are not those of the frames.")
+        except (struct.error, ValueError):
+            if first_seq + len(lengths) - 1 > after_seq:
+                break  # The frames before the damaged ones are whole.
+            raise
+        pieces.append(body[at:])
+        lengths.extend(of_body)
+    frames, ends = b"".join(pieces), array("Q", accumulate(lengths))
+    start = min(max(after_seq + 1 - first_seq, 0), len(ends))
+    begin = ends[start - 1] if start else 0
+    stop = min(bisect_right(ends, begin + max_bytes, start), start + max_events)
+    stop = min(max(stop, start + 1), len(ends))
+    if start == stop:
+        return b"", array("Q")
+    if start == 0 and stop == len(ends):
+        return frames, ends
+    kept = array("Q", [end - begin for end in ends[start:stop]])
+    return frames[begin : ends[stop - 1]], kept
 
 
 def ends_of(lengths: bytes) -> "array[int]":

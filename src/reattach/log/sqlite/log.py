@@ -46,6 +46,7 @@ from reattach.log.sqlite.journal import Append, Change, Create, Delete, Skip, Ta
 from reattach.log.sqlite.read_pool import ReadPool
 from reattach.log.sqlite.recovery import RecoveredState, recover
 from reattach.log.sqlite.run_state import Operation, RunState
+from reattach.log.sqlite.stored_frames import StoredFrames
 from reattach.log.sqlite.tables import Connect, Durability, default_connect
 from reattach.log.sqlite.writer import Writer
 from reattach.single_flight import SingleFlight
@@ -87,6 +88,7 @@ class SqliteLog(Log):
         self._next_number = recovered.next_number
         self._closed_runs: ClosedRuns[RunState] = ClosedRuns(sizes.closed_runs_bytes)
         self._look_ups = SingleFlight[str, bool]("log look-up")
+        self._stored_frames = StoredFrames(self._query, self._closed_runs, self._evict)
         self._read_pool = read_pool
         self._closing = False
         self._loop = asyncio.get_running_loop()
@@ -202,7 +204,9 @@ class SqliteLog(Log):
         run = await self.get(run_id)
         self._closed_runs.touch(run)
         if run.first_seq <= after_seq + 1 < run.tail.first_seq:
-            tail = await self._load_from_chunks(run, after_seq, max_bytes, max_events)
+            tail = await self._stored_frames.read_on(
+                run, after_seq, max_bytes=max_bytes, max_events=max_events
+            )
         else:
             tail = run.tail
         if after_seq + 1 < run.first_seq:
@@ -331,27 +335,6 @@ class SqliteLog(Log):
         except sqlite3.Error as error:
             raise StoreUnavailableError(UNREADABLE) from error
 
-    async def _load_from_chunks(
-        self, run: RunState, after_seq: Seq, max_bytes: int, max_events: int
-    ) -> Tail | None:
-        """Return a tail with frames from the chunks, or None if the chunks do not have them.
-
-        A run that was folded while open has later frames only in its own tail.
-        """
-        load = partial(
-            tables.load_tail,
-            number=run.number,
-            after_seq=after_seq,
-            max_bytes=max_bytes,
-            max_events=max_events,
-        )
-        tail = await self._query(load)
-        if run.deleting:
-            raise not_found_error(run.run_id)
-        if tail is not None and tail.last_seq > run.tail.last_seq:
-            return None  # A damaged row has the number of this run.
-        return tail
-
     async def is_retry(
         self, run: RunState, first_seq: Seq, frames: Sequence[bytes], close: bool
     ) -> bool:
@@ -375,7 +358,9 @@ class SqliteLog(Log):
         if not in_chunks:
             return True
         size_bytes = sum(map(len, frames[:in_chunks]))
-        tail = await self._load_from_chunks(run, first_seq - 1, size_bytes, in_chunks)
+        tail = await self._stored_frames.read(
+            run, first_seq - 1, max_bytes=size_bytes, max_events=in_chunks
+        )
         return tail is not None and tail.holds(first_seq, frames[:in_chunks])
 
     def write(self, run: RunState, change: Change) -> "asyncio.Future[None]":
@@ -444,8 +429,8 @@ class SqliteLog(Log):
             self._closed_runs.add(run)
             self._evict()
 
-    def _evict(self) -> None:
-        for run in self._closed_runs.evict():
+    def _evict(self, more_bytes: int = 0) -> None:
+        for run in self._closed_runs.evict(more_bytes):
             self.runs.pop(run.run_id, None)
 
 

@@ -54,6 +54,10 @@ class RunState:
     followers: int = 0
     folded_seq: int = 0
     """The last seq in chunks; later events are only in the journal."""
+    may_be_loaded: bool = True
+    """No load of its stored frames into the tail has been tried."""
+    is_load_due: bool = False
+    """A slice of the closed run was read from the chunks, so the next one loads all of them."""
     first_row: int | None = None
     """The first journal row with a change of this run that is not folded."""
     first_row_of_rest: int | None = None

@@ -5,7 +5,6 @@ have the folded runs: one row per run, and its frames in chunks. Functions take 
 transactions to the caller, and may run in any thread.
 """
 
-import operator
 import sqlite3
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -361,6 +360,10 @@ _CHUNKS: Final = (
 """The chunk with a given frame and those after it. Values of another type are NULL."""
 
 
+_SIZE: Final = "SELECT sum(length(frames)) FROM log_chunk WHERE number = ?"
+"""It reads no frames: SQLite knows the length of a value without its bytes."""
+
+
 def load_tail(
     connection: sqlite3.Connection, number: int, after_seq: Seq, *, max_bytes: int, max_events: int
 ) -> Tail | None:
@@ -388,6 +391,22 @@ def load_tail(
     return tail if tail is not None and tail.first_seq == after_seq + 1 else None
 
 
+def load_run(
+    connection: sqlite3.Connection, number: int, first_seq: Seq, last_seq: Seq, max_bytes: int
+) -> Tail | None:
+    """Return a tail with exactly these frames.
+
+    None if they are larger than ``max_bytes``, or if they are not exactly those in the chunks.
+    """
+    (size_bytes,) = connection.execute(_SIZE, (number,)).fetchone()
+    if size_bytes is None or size_bytes > max_bytes:
+        return None
+    tail = load_tail(
+        connection, number, Seq(first_seq - 1), max_bytes=max_bytes + 1, max_events=last_seq + 1
+    )
+    return tail if tail is not None and tail.last_seq == last_seq else None
+
+
 def _whole_chunk(
     first_seq: Seq | None, last_seq: Seq | None, lengths: bytes | None, frames: bytes | None
 ) -> Chunk | None:
@@ -401,6 +420,6 @@ def _whole_chunk(
         first_seq >= 1
         and len(ends) == last_seq + 1 - first_seq
         and ends[-1] == len(frames)
-        and all(map(operator.le, ends, ends[1:]))
+        and (listed := ends.tolist()) == sorted(listed)  # Sorting what is sorted costs least.
     )
     return Chunk(first_seq, last_seq, ends, frames) if is_whole else None

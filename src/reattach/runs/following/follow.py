@@ -256,6 +256,13 @@ class Following:
         """Whether ``read`` would return events, or the log has ended."""
         return self._tail.last_seq > self.cursor or self._tail.ended
 
+    @property
+    def has_next_in_memory(self) -> bool:
+        """Whether ``read_now`` would return events."""
+        return self._first is not None or (
+            self._tail.first_seq <= self.cursor + 1 <= self._tail.last_seq
+        )
+
     def is_overlooked(self) -> bool:
         """Whether it had events to read at this check and the previous one, and has not moved."""
         behind_at = self.cursor if self.has_more else None

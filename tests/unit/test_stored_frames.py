@@ -1,0 +1,136 @@
+"""Closed runs of a SQLite log that are read again after a start."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reattach.domain.errors.stores import LogDamagedError
+from reattach.domain.ids import Seq, Token
+from reattach.log.base import Log
+from reattach.log.sqlite import stored_frames
+from reattach.log.sqlite.log import Sizes, SqliteLog
+from tests.support.live_server import WAIT_SECONDS
+from tests.support.log_stores import SMALL
+
+FRAMES = [b"data: %d\n\n" % number * (1 + number % 3) for number in range(1, 200)]
+SIZES = replace(SMALL, closed_runs_bytes=1024 * 1024)
+
+
+class Asked:
+    """Counts the questions to the file."""
+
+    count = 0
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    counts, query = Asked(), SqliteLog._query
+
+    async def counted(self: SqliteLog, work: Callable[[sqlite3.Connection], Any]) -> Any:
+        counts.count += 1
+        return await query(self, work)
+
+    monkeypatch.setattr(SqliteLog, "_query", counted)
+    return counts
+
+
+async def opened_again(file: Path, sizes: Sizes = SIZES, *, trimmed: int = 1) -> SqliteLog:
+    """A log that has the closed run ``run`` only in chunks."""
+    log = await SqliteLog.open_file(file, sizes=sizes)
+    writer = await log.open("run", Token(1))
+    await writer.append(Seq(1), FRAMES)
+    await writer.append(Seq(len(FRAMES) + 1), [], close=True)
+    await log.trim("run", Seq(trimmed))
+    async with asyncio.timeout(WAIT_SECONDS):
+        while "run" in log.runs and log.runs["run"].first_row is not None:
+            await asyncio.sleep(0.001)
+    await log.aclose()
+    log = await SqliteLog.open_file(file, sizes=sizes)
+    assert "run" not in log.runs or not log.runs["run"].tail.size_bytes
+    return log
+
+
+async def piece(log: Log, after: int, max_bytes: int = 500) -> bytes:
+    return (await log.read("run", Seq(after), max_bytes=max_bytes, max_events=1000)).frames
+
+
+async def all_slices(log: Log, after: int = 0) -> list[bytes]:
+    pieces = []
+    while after < len(FRAMES):
+        cut = await log.read("run", Seq(after), max_bytes=500, max_events=1000)
+        pieces.append(cut.frames)
+        after = cut.last_seq
+    return pieces
+
+
+async def test_the_second_slice_loads_the_rest_of_the_run_for_all_readers(
+    tmp_path: Path, asked: Asked
+) -> None:
+    log = await opened_again(tmp_path / "log.db")
+    async with log.follow("run") as tail:
+        asked.count = 0
+        first = await piece(log, 0)
+        assert tail.size_bytes == 0
+        await piece(log, 50)
+        assert (tail.first_seq, tail.size_bytes) == (1, sum(map(len, FRAMES)))
+        assert asked.count == 2  # A slice, and everything.
+        assert b"".join(await all_slices(log)) == b"".join(FRAMES)
+        assert (await all_slices(log))[0] == first
+    assert asked.count == 2
+    await log.aclose()
+
+
+async def test_the_first_reader_of_the_last_events_loads_nothing_else(tmp_path: Path) -> None:
+    log = await opened_again(tmp_path / "log.db")
+    sizes = []
+    for _ in range(2):
+        assert await piece(log, len(FRAMES) - 2) == b"".join(FRAMES[-2:])
+        sizes.append(log.runs["run"].tail.size_bytes)
+    assert sizes == [0, sum(map(len, FRAMES))]
+    await log.aclose()
+
+
+@pytest.mark.parametrize("why", ["it is large", "there is no room", "a chunk is damaged"])
+async def test_a_run_that_cannot_be_loaded_is_read_slice_by_slice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    file, sizes, expected = tmp_path / "log.db", SIZES, b"".join(FRAMES)
+    if why == "it is large":
+        monkeypatch.setattr(stored_frames, "LOAD_BYTES", len(expected) - 1)
+    elif why == "there is no room":
+        sizes = replace(SIZES, closed_runs_bytes=len(expected))
+    log = await opened_again(file, sizes)
+    if why == "a chunk is damaged":
+        with closing(sqlite3.connect(file)) as connection, connection:
+            (damaged,) = connection.execute(
+                "SELECT max(first_seq) FROM log_chunk WHERE first_seq < 150"
+            ).fetchone()
+            connection.execute(
+                "UPDATE log_chunk SET frames = x'00' WHERE first_seq = ?", (damaged,)
+            )
+        with pytest.raises(LogDamagedError, match=f"after event {damaged - 1}"):
+            await all_slices(log)
+        expected = FRAMES[-1]
+    async with log.follow("run") as tail:
+        after = 0 if expected != FRAMES[-1] else len(FRAMES) - 1
+        for _ in range(2):
+            assert b"".join(await all_slices(log, after)) == expected
+        assert tail.size_bytes == 0
+    await log.aclose()
+
+
+async def test_a_trimmed_run_is_loaded_without_the_events_that_are_gone(tmp_path: Path) -> None:
+    log = await opened_again(tmp_path / "log.db", trimmed=100)
+    assert b"".join(await all_slices(log, 99)) == b"".join(FRAMES[99:])
+    assert log.runs["run"].tail.first_seq == 100
+    await log.trim("run", Seq(150))
+    assert b"".join(await all_slices(log, 149)) == b"".join(FRAMES[149:])
+    await log.aclose()
