@@ -17,6 +17,8 @@ from reattach.records.database.database import Database
 from reattach.records.database.prepared import PreparedStatement
 from reattach.records.database.sqlite import Durability
 from reattach.records.database.transactions import Transactions
+from reattach.records.lookup import owned
+from reattach.records.paging import SortOrder
 from reattach.records.records import Records
 from tests.support.record_samples import NOON, OURS
 
@@ -199,3 +201,25 @@ async def test_a_prepared_statement_on_a_locked_file_runs_in_a_thread(
         assert await database.run_prepared(statement) == [["found"]]
         assert await database.in_short_read(statement.rows, {}) == [["found"]]
     assert len(visits) == 2
+
+
+@pytest.mark.parametrize("ascending", [True, False])
+@pytest.mark.parametrize("name", ["agents", "blocks", "conversations", "stream_tokens"])
+async def test_a_page_is_found_by_its_index_however_far_down_a_list_it_is(
+    database: Database, name: str, ascending: bool
+) -> None:
+    table = schema.metadata.tables[name]
+    order = SortOrder(table, table.c.created_at, ascending)
+    last = {"created_at": NOON, "ordinal": 5}
+    rows = owned(table, OURS).where(order.after(last)).order_by(*order.clauses(backwards=False))
+
+    def explain(connection: Connection) -> str:
+        statement = rows.compile(connection, compile_kwargs={"literal_binds": True})
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")
+        return "\n".join(row[-1] for row in plan)
+
+    plan = await database.in_read(explain)
+    assert (
+        f"ix_{name}_tenant_created_at (tenant=? AND created_at{'>' if ascending else '<'}?" in plan
+    )
+    assert "TEMP B-TREE" not in plan

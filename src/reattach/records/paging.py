@@ -24,6 +24,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    tuple_,
 )
 
 from reattach.domain.ids import TenantId
@@ -55,35 +56,40 @@ class SortOrder:
 
     def after(self, row: Row) -> ColumnElement[bool]:
         """Return the condition for rows that come after this one."""
-        value = self._stored(row)
-        tie = self._past(self._ordinal, row["ordinal"], forwards=True)
-        if value is None:
+        if row[self.column.name] is None:
+            tie = (
+                self._ordinal > row["ordinal"] if self.ascending else self._ordinal < row["ordinal"]
+            )
             return and_(self.column.is_(None), tie)
-        past = self._past(self.column, value, forwards=True)
-        following = or_(past, and_(self.column == value, tie))
+        following = self._past(row, forwards=True)
         return or_(following, self.column.is_(None)) if self.column.nullable else following
 
     def before(self, row: Row) -> ColumnElement[bool]:
         """Return the condition for rows that come before this one."""
-        value = self._stored(row)
-        tie = self._past(self._ordinal, row["ordinal"], forwards=False)
-        if value is None:
+        if row[self.column.name] is None:
+            tie = (
+                self._ordinal < row["ordinal"] if self.ascending else self._ordinal > row["ordinal"]
+            )
             return or_(self.column.is_not(None), tie)
-        past = self._past(self.column, value, forwards=False)
-        return or_(past, and_(self.column == value, tie))
+        return self._past(row, forwards=False)
 
     @property
     def _ordinal(self) -> Column[Any]:
         return self.table.c.ordinal
 
-    def _stored(self, row: Row) -> Any:
-        """Return the row's value as the database stores it: a damaged value has a place too."""
-        if row[self.column.name] is None:
-            return None
-        return select(self.column).where(self._ordinal == row["ordinal"]).scalar_subquery()
+    def _past(self, row: Row, *, forwards: bool) -> ColumnElement[bool]:
+        """Return the condition for rows on one side of this one, in one comparison for an index.
 
-    def _past(self, column: Column[Any], value: Any, *, forwards: bool) -> ColumnElement[bool]:
-        past: ColumnElement[bool] = column > value if self.ascending is forwards else column < value
+        The row's value is the stored one: a damaged value has a place too.
+        """
+        place = (self.column, self._ordinal)
+        of_row = select(*place).where(self._ordinal == row["ordinal"]).scalar_subquery()
+        return self._is_past(tuple_(*place), of_row, forwards=forwards)
+
+    def _is_past(
+        self, one: ColumnElement[Any], other: Any, *, forwards: bool
+    ) -> ColumnElement[bool]:
+        past: ColumnElement[bool] = one > other if self.ascending is forwards else one < other
         return past
 
 
