@@ -41,14 +41,23 @@ class Conversations(Repository):
     """The conversations of each tenant. A deleted one is not found; its runs still are."""
 
     async def create(
-        self, tenant: TenantId, conversation: Conversation, system_message: Message
+        self,
+        tenant: TenantId,
+        conversation: Conversation,
+        system_message: Message,
+        earlier: Sequence[Message] = (),
     ) -> Conversation:
-        """Create it with its first message. Raises NotFoundError for an unknown agent."""
+        """Create it with its system message, and the messages that it begins with.
+
+        Raises NotFoundError for an unknown agent.
+        """
 
         def create(connection: Connection) -> None:
             if lookup.find(connection, schema.agents, tenant, conversation.agent_id) is None:
                 raise NotFoundError("Agent not found")
             insert_conversation(connection, tenant, conversation, system_message)
+            thread = Thread(conversation.agent_id, conversation.id)
+            threads.append(connection, tenant, thread, earlier)
 
         await self._database.in_write(create)
         return conversation

@@ -1,16 +1,18 @@
 """Stored messages, by thread, run, agent and tenant."""
 
 import builtins
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, Literal
 
+import msgspec
 from sqlalchemy import Connection, Select, bindparam, exists, select
 
 from reattach.domain.approvals import PendingApproval
 from reattach.domain.clock import Clock
-from reattach.domain.errors import ConversationBusyError, NotFoundError
+from reattach.domain.errors import ConversationBusyError, NotFoundError, OtidConflictError
 from reattach.domain.ids import AgentId, ConversationId, MessageId, RunId, TenantId
 from reattach.domain.limits.requests import MAX_PAGE_ITEMS
 from reattach.domain.messages import Message, Role
@@ -22,6 +24,7 @@ from reattach.records.database import schema
 from reattach.records.database.database import Database
 from reattach.records.repository import Repository
 from reattach.records.runs import admission
+from reattach.records.runs.retries import RequestDigest
 from reattach.records.spans import ByOrdinal, MessageSpans
 
 _SHORT: Final = PIECE_ROWS
@@ -83,6 +86,50 @@ class Messages(Repository):
             threads.append(connection, tenant, thread, [message])
 
         await self._database.in_write(write)
+
+    async def add(
+        self,
+        tenant: TenantId,
+        thread: Thread,
+        messages: Sequence[Message],
+        digest: RequestDigest,
+    ) -> builtins.list[Message]:
+        """Append a client's messages, all or none, and return them as they are stored.
+
+        If ``digest`` says that the request repeats another one, the messages of that one are
+        returned, and nothing is appended.
+
+        Raises, in this order:
+            NotFoundError: There is no such thread.
+            OtidConflictError: The request that this one repeats had other messages.
+            ConversationBusyError: A run of the thread is active; its messages come before these.
+            PendingApprovalError: The thread waits for an answer.
+        """
+
+        def write(connection: Connection) -> builtins.list[Message]:
+            threads.lock(connection, tenant, thread)
+            known = _added(connection, thread, digest)
+            if known:
+                if [(one.role, one.parts) for one in known] != [
+                    (one.role, one.parts) for one in messages
+                ]:
+                    raise OtidConflictError(None)
+                return known
+            active = admission.active_run(connection, thread)
+            if active is not None:
+                raise ConversationBusyError(active.id, thread.key)
+            pending = threads.pending(connection, thread)
+            if pending is not None:
+                raise pending.error()
+            otids = [digest.name, *(f"{digest.name}:{n}" for n in range(2, len(messages) + 1))]
+            named = [
+                msgspec.structs.replace(one, otid=otid)
+                for one, otid in zip(messages, otids, strict=False)
+            ]
+            threads.append(connection, tenant, thread, named)
+            return named
+
+        return await self._database.in_write(write)
 
     async def of_run(
         self,
@@ -290,3 +337,24 @@ _OF_THREAD: Final = {
     )
     for system_too in (True, False)
 }
+
+
+def _added(connection: Connection, thread: Thread, digest: RequestDigest) -> list[Message]:
+    """Return the messages in the thread of the newest request that this one says it repeats."""
+    if digest.since is None:
+        return []
+    columns = schema.messages.c
+    rows = connection.execute(
+        threads.with_places(thread.key)
+        .where(
+            columns.otid.startswith(digest.name, autoescape=True),
+            columns.created_at >= digest.since,
+        )
+        .order_by(schema.thread_messages.c.position.desc())
+    )
+    found = []
+    for row in rows.mappings():
+        found.append(message_of(row))
+        if row["otid"] == digest.name:
+            break
+    return found[::-1]

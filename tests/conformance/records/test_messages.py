@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from reattach.domain.errors import ConversationBusyError, NotFoundError
+from reattach.domain.errors import ConversationBusyError, NotFoundError, OtidConflictError
 from reattach.domain.ids import (
     new_agent_id,
     new_conversation_id,
@@ -24,12 +24,14 @@ from reattach.records.base import (
     Span,
     Thread,
 )
+from reattach.records.runs.retries import RequestDigest
 from tests.support.record_samples import (
     OURS,
     THEIRS,
     World,
     a_conversation,
     a_message,
+    a_run,
     a_settlement,
     a_system_message,
     at,
@@ -251,3 +253,31 @@ async def test_all_messages_of_a_run_are_returned_however_large_they_are(
     run_id, messages = await world.turn(*(f"{number}" * 400 for number in range(5)))
     monkeypatch.setattr("reattach.records.paging.PAGE_BYTES", 1_000)
     assert await world.records.messages.all_of_run(OURS, run_id) == messages
+
+
+@pytest.mark.promise("P9")
+async def test_a_request_that_is_repeated_appends_its_messages_once(world: World) -> None:
+    messages, now = world.records.messages, at(-1)
+    sent = [a_message("one"), a_message("two")]
+    first = await messages.add(OURS, world.thread, sent, RequestDigest("dialect:items_1%"))
+    repetition = RequestDigest("dialect:items_1%", since=now)
+    again = [a_message("one"), a_message("two")]
+    assert await messages.add(OURS, world.thread, again, repetition) == first
+    assert (await messages.history(OURS, world.thread))[1:] == first
+    with pytest.raises(OtidConflictError):
+        await messages.add(OURS, world.thread, sent[:1], repetition)
+    # Neither other names nor a time after the messages find them.
+    later = RequestDigest("dialect:items_1%", since=at(3600))
+    for digest in (RequestDigest("dialect:itemsx1y", since=now), later):
+        other = await messages.add(OURS, world.thread, [a_message("three")], digest)
+        assert other[0].id not in {one.id for one in first}
+
+
+@pytest.mark.promise("P10")
+async def test_nothing_is_appended_to_a_thread_whose_run_is_active(world: World) -> None:
+    await world.records.runs.create(OURS, a_run(world.thread), None, ())
+    with pytest.raises(ConversationBusyError):
+        await world.records.messages.add(
+            OURS, world.thread, [a_message("one")], RequestDigest("dialect:items-1")
+        )
+    assert len(await world.records.messages.history(OURS, world.thread)) == 1

@@ -19,6 +19,7 @@ from reattach.domain.errors import (
     ConversationKeyTakenError,
     InvalidArgumentError,
     NotFoundError,
+    OtidConflictError,
     QuotaError,
     UnavailableError,
 )
@@ -54,6 +55,8 @@ from reattach.runs.service import Send
 RETRY_SECONDS: Final = 120.0
 """Age of a send up to which an equal one that is marked as a retry gets its run."""
 
+IDEMPOTENCY_KEY: Final = "Idempotency-Key"
+
 _EVER: Final = datetime.min.replace(tzinfo=UTC)
 
 _MAX_REFUSED: Final = 10_000
@@ -86,6 +89,8 @@ class DialectSend:
     """The run after which its conversation continues; in a fork, if others came since."""
     idempotency_key: str | None = None
     """The client's own name of the request."""
+    key_name: str = IDEMPOTENCY_KEY
+    """The client's word for it."""
     is_retry: bool = False
     """Whether the client says that it sends the request again."""
     client_tools: tuple[ClientTool, ...] = ()
@@ -125,6 +130,29 @@ def is_retry(request: Request) -> bool:
     return count.isdecimal() and count.strip("0") != ""
 
 
+def request_digest(
+    dialect: str, content: object, now: datetime, *, is_retry: bool, has_key: bool = False
+) -> RequestDigest:
+    """Return the digest of a request, or of its ``Idempotency-Key`` if the content ``has_key``."""
+    sha256 = hashlib.sha256(msgspec.json.encode([dialect, content, has_key])).hexdigest()
+    name = f"{DIALECT_OTID}{dialect}-{sha256[:40]}"
+    if has_key:
+        return RequestDigest(name, _EVER)
+    return RequestDigest(name, now - timedelta(seconds=RETRY_SECONDS) if is_retry else None)
+
+
+def explained(error: OtidConflictError, key_name: str) -> OtidConflictError:
+    """Return the error in the words of a client, which calls its key ``key_name``."""
+    run_id = error.extra.get("run_id")
+    named = "" if run_id is None else f" (run_id={run_id})"
+    error.fact = f"The {key_name} of this request was already used by another request{named}."
+    error.remedy = (
+        f"To get the result of that one, send the same content. Otherwise use a new {key_name}."
+    )
+    error.detail = f"{error.prefix}{error.fact} {error.remedy}"
+    return error
+
+
 class DialectSends:
     """Starts runs for sends in other dialects; one for each server."""
 
@@ -162,6 +190,8 @@ class DialectSends:
             starting.exception()  # Marks it as retrieved: often nobody else waits.
             if isinstance(error, QuotaError | UnavailableError):
                 self._note_refused(place, began_at)
+            if isinstance(error, OtidConflictError):
+                raise explained(error, send.key_name) from None
             raise
         else:
             starting.set_result(run)
@@ -176,7 +206,7 @@ class DialectSends:
         Raises:
             OtidConflictError: The idempotency key came with another content.
         """
-        digest = self._digest(tenant, replace(send, is_retry=True))
+        digest = self._digest(tenant, send)
         if send.idempotency_key is not None:
             thread = Thread(send.agent.id, None)
             key = request_key(_with_otids(send.messages, _otid(send)), thread, digest.name)
@@ -197,13 +227,13 @@ class DialectSends:
 
     def _digest(self, tenant: TenantId, send: DialectSend) -> RequestDigest:
         where = send.conversation.id if send.conversation else _named(send)
-        content = [send.dialect, send.agent.id, where, send.payload]
-        sha256 = hashlib.sha256(msgspec.json.encode(content)).hexdigest()
-        name = f"{DIALECT_OTID}{send.dialect}-{sha256[:40]}"
-        if not send.is_retry:
-            return RequestDigest(name)
-        since = self._context.clock.now() - timedelta(seconds=RETRY_SECONDS)
-        return RequestDigest(name, max(since, self._refused.get((tenant, name), since)))
+        content = [send.agent.id, where, send.payload]
+        now = self._context.clock.now()
+        digest = request_digest(send.dialect, content, now, is_retry=send.is_retry)
+        refused_at = self._refused.get((tenant, digest.name), _EVER)
+        if digest.since is None or digest.since >= refused_at:
+            return digest
+        return replace(digest, since=refused_at)
 
     def _note_refused(self, place: tuple[TenantId, str], began_at: datetime) -> None:
         """Remember a request without a run, so that its retry does not get an older one's."""

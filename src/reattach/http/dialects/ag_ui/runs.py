@@ -128,6 +128,7 @@ async def _begin(
         conversation=thread.conversation if thread.is_id else None,
         key=None if thread.is_id else thread.name,
         idempotency_key=thread.request_key(body.run_id),
+        key_name="runId",
         client_tools=client_tools(body.tools or ()),
         system_suffix=parsed.instructions,
         given=parsed.given,

@@ -171,6 +171,7 @@ async def _message(
             opening=opening,
             earlier=earlier,
             idempotency_key=_request_key(kind, chat, sent.id),
+            key_name="message id",
             given=given,
         ),
     )

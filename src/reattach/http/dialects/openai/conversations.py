@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import Path, Query
+from fastapi import Path, Query, Request
 
 from reattach.agent.turns import system_prompt
-from reattach.domain.errors import ConversationBusyError, InvalidArgumentError, NotFoundError
+from reattach.domain.errors import InvalidArgumentError, NotFoundError, OtidConflictError
 from reattach.domain.ids import ConversationId, TenantId, new_conversation_id
 from reattach.domain.limits.requests import MAX_ID_CHARS
 from reattach.domain.prompt import system_message
@@ -22,6 +22,13 @@ from reattach.http.dialects.openai.response_bodies import (
     ItemsCreate,
 )
 from reattach.http.dialects.openai.response_input import earlier_messages
+from reattach.http.dialects.sending import (
+    IDEMPOTENCY_KEY,
+    explained,
+    idempotency_key_of,
+    is_retry,
+    request_digest,
+)
 from reattach.http.routes import routes
 from reattach.http.schemas.fields import OrderParam
 from reattach.records.base import Agent, Conversation, Page, Thread
@@ -54,9 +61,7 @@ async def create_conversation(
     first = system_message(system_prompt(agent, conversation), now)
     messages = earlier_messages(body.items or (), now)
     check_images(messages, to_private=context.settings.callbacks_to_private)
-    await context.records.conversations.create(tenant, conversation, first)
-    for message in messages:
-        await context.records.messages.append(tenant, _thread(conversation), message)
+    await context.records.conversations.create(tenant, conversation, first, messages)
     return _object(conversation)
 
 
@@ -115,19 +120,29 @@ async def list_items(
     "/openai/v1/conversations/{conversation_id}/items",
     operation_id="openai_create_conversation_items",
     summary="Append items to a conversation",
+    description="All or none of them. While a run is active, or a call waits for an approval, "
+    "that is 409. A request that is sent again with the same `Idempotency-Key` appends nothing.",
 )
 async def create_items(
-    conversation_id: ConversationPath, body: ItemsCreate, context: ContextDep, tenant: TenantDep
+    request: Request,
+    conversation_id: ConversationPath,
+    body: ItemsCreate,
+    context: ContextDep,
+    tenant: TenantDep,
 ) -> ItemList:
     thread = _thread(await _found(context, tenant, conversation_id))
-    messages = earlier_messages(body.items, context.clock.now())
+    key, now = idempotency_key_of(request), context.clock.now()
+    content = [thread.key, key or body.model_dump(mode="json", exclude_unset=True)]
+    digest = request_digest(
+        "openai-items", content, now, is_retry=is_retry(request), has_key=key is not None
+    )
+    messages = earlier_messages(body.items, now)
     check_images(messages, to_private=context.settings.callbacks_to_private)
-    active = await context.records.runs.active(tenant, thread)
-    if active is not None:  # Its own messages are stored at its end, and belong before these.
-        raise ConversationBusyError(active.id, thread.key)
-    for message in messages:
-        await context.records.messages.append(tenant, thread, message)
-    return listed(items_of(messages), has_more=False)
+    try:
+        added = await context.records.messages.add(tenant, thread, messages, digest)
+    except OtidConflictError as error:
+        raise explained(error, IDEMPOTENCY_KEY) from None
+    return listed(items_of(added), has_more=False)
 
 
 @router.get(
