@@ -2,7 +2,7 @@
 
 import builtins
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any, Final, Literal
 
 from sqlalchemy import (
@@ -213,15 +213,18 @@ def agents_of(connection: Connection, rows: Sequence[Row]) -> list[Agent]:
     """Return the agents of the rows, with one query for all tags and one for all blocks."""
     if not rows:
         return []
-    agents = [Agent(**{name: row[name] for name in _COLUMNS}) for row in rows]
-    agent_ids = [agent.id for agent in agents]
+    agent_ids = [row["id"] for row in rows]
     blocks = blocks_of(connection, schema.agent_blocks.c.agent_id, agent_ids)
     tags: dict[AgentId, list[str]] = {agent_id: [] for agent_id in agent_ids}
     for agent_id, tag in _tags_of(connection, agent_ids):
         tags[agent_id].append(tag)
     return [
-        replace(agent, tags=tuple(tags[agent.id]), blocks=blocks.get(agent.id, ()))
-        for agent in agents
+        Agent(
+            **{name: row[name] for name in _COLUMNS},
+            tags=tuple(tags[agent_id]),
+            blocks=blocks.get(agent_id, ()),
+        )
+        for agent_id, row in zip(agent_ids, rows, strict=True)
     ]
 
 
