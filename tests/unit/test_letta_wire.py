@@ -178,21 +178,31 @@ def test_joined_frames_read_back_as_the_events_whatever_their_text(events: list[
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, 1), _TEXT, st.booleans(), st.none() | _TEXT, st.integers(1, 2**53))
+        st.tuples(
+            st.integers(0, 1),
+            _TEXT,
+            st.sampled_from([TextPart, ReasoningPart, ToolCallDelta]),
+            st.none() | _TEXT,
+            st.integers(1, 2**53),
+        )
     )
 )
-def test_a_decoder_reads_pieces_of_text_and_reasoning_as_they_are_read_alone(
-    said: list[tuple[int, str, bool, str | None, int]],
+def test_a_decoder_reads_pieces_as_they_are_read_alone(
+    said: list[tuple[int, str, type[Fragment], str | None, int]],
 ) -> None:
-    parts = [
-        (index, ReasoningPart(text, signature) if reasons else TextPart(text))
-        for index, text, reasons, signature, _ in said
-    ]
+    def part_of(kind: type[Fragment], text: str, more: str | None) -> Fragment:
+        if kind is TextPart:
+            return TextPart(text)
+        if kind is ReasoningPart:
+            return ReasoningPart(text, more)
+        return ToolCallDelta("call-1", more, text, needs_approval=len(text) % 2 == 0)
+
+    parts = [(index, part_of(kind, text, more)) for index, text, kind, more, _ in said]
     events = [Output(place(index), (part,)) for index, part in parts]
     frames = [
         letta.encode(event, Seq(one[-1]), RUN) for event, one in zip(events, said, strict=True)
     ]
-    assert list(Decoder(RUN).events(frames)) == events
+    assert list(Decoder(RUN).events(frames)) == [letta.decode(frame) for frame in frames]
 
 
 @given(st.lists(_EVENTS, max_size=4), st.integers(0, 400))

@@ -1,34 +1,35 @@
 """The events of a run from its frames, the counterpart of ``letta.Encoder``."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from reattach.domain.events import Event, Output
 from reattach.domain.ids import Seq
-from reattach.domain.messages import ReasoningPart, TextPart
+from reattach.domain.messages import Fragment, ReasoningPart, TextPart, ToolCallDelta
 from reattach.wire.letta import SEQ_MEMBER, decode, encode
 from reattach.wire.template import EMPTY_TEXT, around, decode_text
 
-_Piece = type[TextPart] | type[ReasoningPart]
-_MEMBERS: Final[dict[_Piece, bytes]] = {TextPart: b'"content":', ReasoningPart: b'"reasoning":'}
-
 _NO_FRAME: Final = b"\n"
 """The beginning of no frame."""
+
+_MakePiece = Callable[[str], Fragment]
 
 
 class Decoder:
     """``letta.decode`` for consecutive frames of one run.
 
-    Consecutive pieces of text or reasoning differ only in their seq and text, so the rest of the
-    frame is compared with that of the previous one, which takes a tenth of the time.
+    Consecutive pieces of a text, of reasoning or of the arguments of a call differ only in their
+    seq and text, so the rest of the frame is compared with that of the previous one, which takes a
+    tenth of the time.
     """
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
         self._newest: Output | None = None
-        self._piece: _Piece = TextPart
+        self._make_piece: _MakePiece = TextPart
         self._before_seq = _NO_FRAME
-        self._before_text = self._after_text = b""
+        self._before_text = self._between_texts = self._after_text = b""
+        """Frames of calls have their text twice; for others ``_between_texts`` is empty."""
 
     def events(self, frames: Iterable[bytes]) -> Iterator[Event]:
         """Yield the events of the frames, which follow those of the previous call."""
@@ -38,12 +39,12 @@ class Decoder:
                 yield self.event(frame)
             else:
                 assert self._newest is not None
-                yield Output(self._newest.place, (self._piece(decode_text(text)),))
+                yield Output(self._newest.place, (self._make_piece(decode_text(text)),))
 
     def piece(self, frame: bytes) -> bytes | None:
         """Return the text, as JSON, of a frame that continues the newest event's part.
 
-        None for all other frames, which ``event`` decodes. A piece of reasoning has no signature.
+        None for all other frames, which ``event`` decodes.
         """
         if not frame.startswith(self._before_seq) or not frame.endswith(self._after_text):
             return None
@@ -51,7 +52,14 @@ class Decoder:
         end = frame.find(self._before_text, begin)
         if not frame[begin:end].isdigit():
             return None
-        return frame[end + len(self._before_text) : -len(self._after_text)]
+        text = frame[end + len(self._before_text) : -len(self._after_text)]
+        return self._once(text) if self._between_texts else text
+
+    def _once(self, texts: bytes) -> bytes | None:
+        """Return the text that is there twice; None if there are two, or null."""
+        text = texts[: (len(texts) - len(self._between_texts)) // 2]
+        is_one = text.startswith(b'"') and texts == text + self._between_texts + text
+        return text if is_one else None
 
     def event(self, frame: bytes) -> Event:
         """Return the event of the next frame."""
@@ -61,12 +69,31 @@ class Decoder:
 
     def _prepare(self, event: Event) -> None:
         self._newest, self._before_seq = None, _NO_FRAME
-        piece = type(event.parts[0]) if isinstance(event, Output) else None
-        if piece is not TextPart and piece is not ReasoningPart:
+        further = _further(event.parts[0]) if isinstance(event, Output) else None
+        if further is None:
             return
         assert isinstance(event, Output)
-        self._newest, self._piece = event, piece
-        frame = encode(Output(event.place, (piece(""),)), Seq(0), self._run_id)
-        self._before_seq, self._before_text, self._after_text = around(
-            frame, (SEQ_MEMBER, b"0"), (_MEMBERS[piece], EMPTY_TEXT)
-        )
+        self._newest = event
+        self._make_piece, names = further
+        frame = encode(Output(event.place, (self._make_piece(""),)), Seq(0), self._run_id)
+        members = [(name, EMPTY_TEXT) for name in names]
+        found = around(frame, (SEQ_MEMBER, b"0"), *members)
+        self._before_seq, self._before_text, *between, self._after_text = found
+        self._between_texts = between[0] if between else b""
+
+
+def _further(part: Fragment) -> tuple[_MakePiece, tuple[bytes, ...]] | None:
+    """Return what makes a further piece of a part, and the members of its frame with the text.
+
+    A further piece of reasoning has no signature. The first arguments of a call are no further
+    piece, because its name is whole only then.
+    """
+    match part:
+        case TextPart():
+            return TextPart, (b'"content":',)
+        case ReasoningPart():
+            return ReasoningPart, (b'"reasoning":',)
+        case ToolCallDelta(call_id, _, arguments, waits) if arguments:
+            name = b'"arguments":'
+            return lambda text: ToolCallDelta(call_id, None, text, waits), (name, name)
+    return None

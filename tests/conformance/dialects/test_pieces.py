@@ -33,7 +33,13 @@ _TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 _PARTS = st.one_of(
     st.builds(TextPart, _TEXTS),
     st.builds(ReasoningPart, _TEXTS, st.none() | _TEXTS),
-    st.builds(ToolCallDelta, st.sampled_from(["call-1", "call-2"]), st.just("look"), _TEXTS),
+    st.builds(
+        ToolCallDelta,
+        st.sampled_from(["call-1", "call-2"]),
+        st.none() | st.sampled_from(["look", "open_map"]),
+        st.none() | _TEXTS,
+        st.booleans(),
+    ),
 )
 _PLACES = st.builds(
     lambda number, index: Place(

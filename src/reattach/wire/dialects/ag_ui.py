@@ -146,6 +146,12 @@ class _Call:
     waits: bool
     has_begun: bool = False
     is_whole: bool = False
+    around: Sequence[bytes] = ()
+    """The bytes around the text of the frames of its pieces, once there are two."""
+
+    def delta(self, piece: str) -> bytes:
+        """Return the frame of a piece."""
+        return event_frame("TOOL_CALL_ARGS", {"toolCallId": self.id, "delta": piece})
 
     def interrupts(self, facts: RunFacts) -> bool:
         return self.waits and self.name not in facts.client_tools
@@ -159,6 +165,8 @@ class AgUiFold:
         self._step: str | None = None
         self._text: _Text | None = None
         self._calls: dict[str, _Call] = {}
+        self._newest_call: _Call | None = None
+        """The call of the newest event, if that is a piece of one."""
         self._stopped: StopReason = StopReason.ERROR
         self._failed: Failed | None = None
 
@@ -191,13 +199,13 @@ class AgUiFold:
         return []
 
     def add_piece(self, text: bytes) -> bytes:
-        open_text = self._text
-        assert open_text is not None, "The newest event is a piece of a text."
+        part = self._text or self._newest_call
+        assert part is not None, "The newest event is a piece of a text or of a call."
         if text == EMPTY_TEXT:
             return b""
-        if not open_text.around:
-            open_text.around = around(open_text.delta(""), (_DELTA, EMPTY_TEXT))
-        before, after = open_text.around
+        if not part.around:
+            part.around = around(part.delta(""), (_DELTA, EMPTY_TEXT))
+        before, after = part.around
         return b"%b%b%b" % (before, text, after)
 
     def _begin_step(self, step_id: str) -> Iterator[bytes]:
@@ -294,10 +302,10 @@ class AgUiFold:
             self._calls[call.id] = call
         elif not call.has_begun:
             call.name += part.name or ""
+        self._newest_call = call
         if part.arguments:  # Only then the name is whole.
             yield from self._begin_call(call)
-            named = {"toolCallId": call.id, "delta": part.arguments}
-            yield event_frame("TOOL_CALL_ARGS", named)
+            yield call.delta(part.arguments)
 
     def _begin_call(self, call: _Call) -> Iterator[bytes]:
         if call.has_begun:

@@ -37,6 +37,7 @@ SEPARATOR: Final = "\n\n"
 
 _CONTENT: Final = "content"
 _REASONING: Final = "reasoning_content"
+_ARGUMENTS: Final = "arguments"
 
 _FOLD_BYTES: Final = 1_000
 _CALL_BYTES: Final = 300
@@ -67,10 +68,11 @@ class ChatFold:
         self._includes_usage = includes_usage
         self._head = {**head_of(facts), "object": "chat.completion.chunk"}
         self._text_place: tuple[str, int] | None = None
-        self._piece_member = _CONTENT
-        """The member of a chunk that has the newest piece."""
-        self._around: dict[str, Sequence[bytes]] = {}
-        """The bytes around the text of the chunks of further pieces, by that member."""
+        self._further: tuple[str, Json] | None = None
+        """The member with the text, and the delta, of a further piece of the newest part that is
+        empty; None: it would not be shown."""
+        self._around: Sequence[bytes] = ()
+        """The bytes around the text of the chunks of its pieces, once there are two."""
         self._calls: dict[str, int] = {}
         """The ids of the calls of the client's tools, with their indexes."""
         self._waits_for: dict[str, str] = {}
@@ -88,6 +90,7 @@ class ChatFold:
     def add(self, event: Event) -> list[bytes]:
         match event:
             case Output(place, parts):
+                self._further, self._around = None, ()
                 return [
                     self._chunk(delta)
                     for part in parts
@@ -104,13 +107,15 @@ class ChatFold:
         return []
 
     def add_piece(self, text: bytes) -> bytes:
-        member = self._piece_member
-        if member is not _CONTENT and text == EMPTY_TEXT:
+        if self._further is None:
             return b""
-        if member not in self._around:
+        member, delta = self._further
+        if member == _REASONING and text == EMPTY_TEXT:
+            return b""
+        if not self._around:
             name = b'"%b":' % member.encode()
-            self._around[member] = around(self._chunk({member: ""}), (name, EMPTY_TEXT))
-        before, after = self._around[member]
+            self._around = around(self._chunk(delta), (name, EMPTY_TEXT))
+        before, after = self._around
         return b"%b%b%b" % (before, text, after)
 
     def deltas(self, place: tuple[str, int], part: object) -> list[Json]:
@@ -118,10 +123,10 @@ class ChatFold:
         match part:
             case TextPart(text):
                 is_next = self._text_place not in (None, place)
-                self._text_place, self._piece_member = place, _CONTENT
+                self._text_place, self._further = place, (_CONTENT, {_CONTENT: ""})
                 return [{_CONTENT: SEPARATOR + text if is_next else text}]
             case ReasoningPart(text):
-                self._piece_member = _REASONING
+                self._further = _REASONING, {_REASONING: ""}
                 return [{_REASONING: text}] if text else []
             case ToolCallPart() | ToolCallDelta() if awaits_approval(part):
                 return self._call(part)
@@ -144,12 +149,14 @@ class ChatFold:
         call_id, arguments = call.tool_call_id, call.arguments or ""
         index = self._calls.get(call_id)
         if index is not None:
-            return [{"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}]
+            self._further = _ARGUMENTS, _arguments_delta(index, "")
+            return [_arguments_delta(index, arguments)]
         if call.name not in self._facts.client_tools:
             if call.name:
                 self._waits_for[call_id] = call.name
             return []
         index = self._calls[call_id] = len(self._calls)
+        self._further = _ARGUMENTS, _arguments_delta(index, "")
         function = {"name": call.name, "arguments": arguments}
         begun = {"index": index, "id": call_id, "type": "function", "function": function}
         return [{"tool_calls": [begun]}]
@@ -170,6 +177,10 @@ class ChatFold:
         if self._includes_usage:
             chunk["usage"] = None
         return data_frame(_encode(chunk))
+
+
+def _arguments_delta(index: int, piece: str) -> Json:
+    return {"tool_calls": [{"index": index, "function": {_ARGUMENTS: piece}}]}
 
 
 def completion(

@@ -53,8 +53,10 @@ class Fold(Protocol):
         """Return the frame that a further piece of the newest event's text adds; b"" for none.
 
         The effect is that of ``add`` with an event at the same place, whose text is ``text`` as
-        JSON. Most pieces come this way, because a frame can be made around the JSON as it is. The
-        newest event is a piece of text or of reasoning; the further one has no signature.
+        JSON. Most pieces come this way, because a frame can be made around the JSON as it is.
+
+        The newest event is a piece of text, of reasoning, or of the arguments of a call. The
+        further one has no signature and no name.
         """
 
 

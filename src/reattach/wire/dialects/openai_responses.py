@@ -113,6 +113,8 @@ class _Call:
     """-1: its item has not begun, because requests have no pieces."""
     is_whole: bool = False
     """Whether all its arguments came."""
+    around: Sequence[bytes] = ()
+    """The bytes around the number and the text of the frames of its pieces, once there are two."""
 
     def item(self, status: str, returned: ToolReturnPart | None = None) -> Json:
         arguments = "".join(self.pieces)
@@ -134,6 +136,10 @@ class _Call:
         """The beginning of the names of the events about its arguments."""
         return f"{'function_call' if self.kind == 'function' else 'mcp_call'}_arguments"
 
+    def delta(self, piece: str) -> tuple[str, Json]:
+        """Return the kind and the members of the frame of a piece."""
+        return f"{self.events}.delta", {**self.position, "delta": piece}
+
 
 class ResponseFold:
     """The state of a response at one event of its run."""
@@ -147,6 +153,8 @@ class ResponseFold:
         """The items by their index; an open one as it was at its beginning."""
         self._text: _Text | None = None
         self._calls: dict[str, _Call] = {}
+        self._newest_call: _Call | None = None
+        """The call of the newest event, if that is a piece of one."""
         self._newest_at: datetime | None = None
         self._stopped: Stopped | None = None
         self._failed: Failed | None = None
@@ -198,19 +206,24 @@ class ResponseFold:
         return []
 
     def add_piece(self, text: bytes) -> bytes:
-        open_text = self._text
-        assert open_text is not None, "The newest event is a piece of a text."
         piece = decode_text(text)
+        part: _Text | _Call | None = self._text
+        if part is None:
+            part = self._newest_call
+            assert part is not None, "The newest event is a piece of a text or of a call."
+            self.size_bytes += len(part.id)
         if not piece:
             return b""
         self.size_bytes += len(piece)
-        open_text.pieces.append(piece)
-        if not open_text.around:
-            frame = _frame_of(0, *open_text.delta(""))
-            open_text.around = around(frame, (_NUMBER, b"0"), (_DELTA, EMPTY_TEXT))
+        part.pieces.append(piece)
+        if isinstance(part, _Call) and part.kind == "request":
+            return b""
+        if not part.around:
+            frame = _frame_of(0, *part.delta(""))
+            part.around = around(frame, (_NUMBER, b"0"), (_DELTA, EMPTY_TEXT))
         number = self._number
         self._number += 1
-        before_number, before_text, after_text = open_text.around
+        before_number, before_text, after_text = part.around
         return b"%b%d%b%b%b" % (before_number, number, before_text, text, after_text)
 
     def _frame(self, kind: str, members: Json) -> bytes:
@@ -313,11 +326,12 @@ class ResponseFold:
                 yield from self._begin(call.item("in_progress"))
             if call.kind == "mcp":
                 yield self._frame("mcp_call.in_progress", call.position)
+        self._newest_call = call
         if not part.arguments:
             return
         call.pieces.append(part.arguments)
         if call.kind != "request":
-            yield self._frame(f"{call.events}.delta", {**call.position, "delta": part.arguments})
+            yield self._frame(*call.delta(part.arguments))
 
     def _kind_of(self, part: ToolCallPart | ToolCallDelta) -> CallKind:
         if not awaits_approval(part):

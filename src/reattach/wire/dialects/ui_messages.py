@@ -33,7 +33,7 @@ from reattach.domain.messages import (
 )
 from reattach.wire.dialects.dialect import RunFacts
 from reattach.wire.sse import DONE, data_frame
-from reattach.wire.template import EMPTY_TEXT, around
+from reattach.wire.template import EMPTY_TEXT, around, decode_text
 
 Chunk = dict[str, Any]
 
@@ -45,6 +45,7 @@ COMPACTION: Final = "data-reattach-compaction"
 """The type of the part that says that older messages are, or were, summarised."""
 
 _DELTA: Final = b'"delta":'
+_INPUT_DELTA: Final = b'"inputTextDelta":'
 _UNFINISHED: Final = "The run ended before this tool returned."
 _FAILED: Final = "The answer failed."
 
@@ -95,7 +96,7 @@ class UiMessages:
 class _Call:
     """A call without a return."""
 
-    __slots__ = ("id", "is_clients", "is_shown", "name", "pieces", "waits")
+    __slots__ = ("around", "id", "is_clients", "is_shown", "name", "pieces", "waits")
 
     def __init__(self, part: ToolCallPart | ToolCallDelta, *, is_clients: bool) -> None:
         self.id = part.tool_call_id
@@ -105,6 +106,8 @@ class _Call:
         self.is_shown = False
         """Whether the client has its name."""
         self.pieces: list[str] = []
+        self.around: Sequence[bytes] = ()
+        """The bytes around the text of the frames of its pieces, once there are two."""
 
     @property
     def kind(self) -> Chunk:
@@ -138,6 +141,8 @@ class UiMessageFold:
         self._signature = ""
         self._calls: dict[str, _Call] = {}
         """The calls whose arguments are being produced."""
+        self._newest_call: _Call | None = None
+        """The call of the newest event, if that is a piece of one."""
         self._running: dict[str, _Call] = {}
         """The calls of the server's tools that have not returned."""
         self._in_step: set[str] = set()
@@ -159,11 +164,25 @@ class UiMessageFold:
         self.seq += 1
         if text == EMPTY_TEXT:
             return b""
+        if self._text is None:
+            return self._add_arguments(text)
         if not self._around:
-            assert self._text is not None, "The newest event is a piece of a text."
             frame = chunk_frame(_text_delta(*self._text, ""))
             self._around = around(frame, (_DELTA, EMPTY_TEXT))
         before, after = self._around
+        return b"%b%b%b" % (before, text, after)
+
+    def _add_arguments(self, text: bytes) -> bytes:
+        call, piece = self._newest_call, decode_text(text)
+        assert call is not None, "The newest event is a piece of a text or of a call."
+        call.pieces.append(piece)
+        self.size_bytes += len(call.id) + len(piece)
+        if not call.is_shown:
+            return b""
+        if not call.around:
+            frame = chunk_frame(_input_delta(call.id, ""))
+            call.around = around(frame, (_INPUT_DELTA, EMPTY_TEXT))
+        before, after = call.around
         return b"%b%b%b" % (before, text, after)
 
     # Chunks.
@@ -273,6 +292,7 @@ class UiMessageFold:
             call = self._calls[part.tool_call_id] = _Call(part, is_clients=is_clients)
             if is_clients:
                 yield from self._step_for_waiting()
+        self._newest_call = call
         call.name = call.name or part.name or ""
         if part.arguments:
             call.pieces.append(part.arguments)
