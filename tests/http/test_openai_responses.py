@@ -483,6 +483,35 @@ async def test_a_denied_call_does_not_run(live: LiveServer, agent: str) -> None:
     assert len(tool_functions.RAN) == ran
 
 
+@pytest.mark.parametrize("approve", [True, False])
+async def test_p17_of_two_answers_to_an_approval_request_the_first_one_stands(
+    live: LiveServer, agent: str, approve: bool
+) -> None:
+    asked = await created(live, agent, "[tool=deploy] Go")
+    answer = {"type": "mcp_approval_response", "approval_request_id": asked["output"][-1]["id"]}
+    first = await created(
+        live, agent, [{**answer, "approve": approve}], previous_response_id=asked["id"]
+    )
+    await created(live, agent, "Thanks", previous_response_id=first["id"])
+    ran = len(tool_functions.RAN)
+    for decision in (approve, not approve):
+        again = await created(
+            live, agent, [{**answer, "approve": decision}], previous_response_id=asked["id"]
+        )
+        assert again == first
+    assert len(tool_functions.RAN) == ran
+
+
+async def test_p17_the_result_of_a_clients_tool_that_is_sent_again_gets_the_first_ones_response(
+    live: LiveServer, agent: str
+) -> None:
+    asked = await created(live, agent, "[client_tool=look] Where?", tools=[LOOK])
+    output = {"type": "function_call_output", "call_id": asked["output"][-1]["call_id"]}
+    sent = [{**output, "output": "Marstal"}]
+    first = await created(live, agent, sent, tools=[LOOK], previous_response_id=asked["id"])
+    assert first == await created(live, agent, sent, tools=[LOOK], previous_response_id=asked["id"])
+
+
 async def test_a_failed_tool_is_a_failed_call(live: LiveServer, agent: str) -> None:
     response = await created(live, agent, "[tool=explode] Go")
     call = next(item for item in response["output"] if item["type"] == "mcp_call")

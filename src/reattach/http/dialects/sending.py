@@ -14,6 +14,7 @@ from starlette.requests import Request
 from typing_extensions import override
 
 from reattach.agent.turns import Overrides, system_prompt
+from reattach.domain.approvals import has_answer
 from reattach.domain.errors import (
     ConversationBusyError,
     ConversationKeyTakenError,
@@ -316,15 +317,26 @@ class DialectSends:
     ) -> tuple[Conversation | None, Opening | None]:
         """Return the conversation of a run if it is the newest there, else that of a new fork.
 
+        An answer to calls never begins a fork, in which the calls would wait once more (P17).
+
         Raises:
             InvalidArgumentError: The conversation has nothing of the run, so no fork ends with it.
+                Or the answer is to calls outside of any conversation that has an id.
         """
         records, conversation = self._context.records, None
+        is_answer = has_answer(send.messages)
         if after.thread.conversation_id is not None:
             conversation = await records.conversations.get(tenant, after.thread.conversation_id)
+            if is_answer:
+                return conversation, None
             newest = await records.runs.list(tenant, _NEWEST, conversation_id=conversation.id)
             if newest and newest[0].id == after.id:
                 return conversation, None
+        elif is_answer:
+            raise InvalidArgumentError(
+                f"The calls of {after.id} wait in the default conversation of {send.agent.id}.",
+                remedy=f"Answer them with POST /v1/agents/{send.agent.id}/messages.",
+            )
         last = await records.messages.of_run(tenant, after.id, Span(1, ascending=False))
         if not last:
             raise InvalidArgumentError(
