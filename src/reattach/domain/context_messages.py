@@ -43,7 +43,7 @@ class _Shared:
             with self.lock:
                 totals = self.totals.setdefault(measure, array("q", [0]))
                 total = totals[-1]
-                for message in islice(self.messages, len(totals) - 1, length):
+                for message in self.messages[len(totals) - 1 : length]:
                     total += measure(message)
                     totals.append(total)
         return totals

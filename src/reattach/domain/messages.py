@@ -200,8 +200,11 @@ class Role(StrEnum):
     """A summary of older messages for the context; has one SummaryPart."""
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """One stored message. An assistant's message has the whole output of a step, in order."""
+class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One stored message. An assistant's message has the whole output of a step, in order.
+
+    The garbage collector does not look at messages: many are kept, and none is part of a cycle.
+    """
 
     id: MessageId
     role: Role

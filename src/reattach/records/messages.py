@@ -19,16 +19,13 @@ from reattach.domain.messages import Message, Role
 from reattach.records import lookup, threads
 from reattach.records.base import Run, Span, Thread
 from reattach.records.contexts.contexts import CachedContext, Contexts, ThreadContext
-from reattach.records.contexts.message_rows import PIECE_ROWS, message_of
+from reattach.records.contexts.message_rows import message_of
 from reattach.records.database import schema
 from reattach.records.database.database import Database
 from reattach.records.repository import Repository
 from reattach.records.runs import admission
 from reattach.records.runs.retries import RequestDigest
 from reattach.records.spans import ByOrdinal, MessageSpans
-
-_SHORT: Final = PIECE_ROWS
-"""The most messages that a grouped transaction decodes, because others wait for its end."""
 
 
 class Messages(Repository):
@@ -63,9 +60,10 @@ class Messages(Repository):
         """
         cached = self._contexts.get(thread.key)
         try:
-            found = await self._database.in_grouped_read(_context, tenant, thread, cached, _SHORT)
-            if found is None:  # Nothing else must wait until it is decoded.
-                found = await self._database.in_read(_context, tenant, thread, cached, None)
+            read = partial(_context, tenant=tenant, thread=thread, cached=cached)
+            found = await self._database.in_grouped_read(read, in_one_piece=True)
+            if found is None:  # It is long, and others that share a transaction would wait.
+                found = await self._database.in_read(read, in_one_piece=False)
             assert found is not None
         except NotFoundError:
             self._contexts.put(thread.key, None)
@@ -297,10 +295,11 @@ def _context(
     tenant: TenantId,
     thread: Thread,
     cached: CachedContext | None,
-    most: int | None,
+    *,
+    in_one_piece: bool,
 ) -> tuple[ThreadContext, CachedContext | None] | None:
     lookup.require_thread(connection, tenant, thread)
-    return threads.context(connection, thread, cached, most=most)
+    return threads.context(connection, thread, cached, in_one_piece=in_one_piece)
 
 
 def _of_roles(rows: Select[Any], *, system_too: bool) -> Select[Any]:

@@ -32,7 +32,7 @@ from reattach.domain.messages import Message, Role, SummaryPart
 from reattach.records import lookup
 from reattach.records.base import Thread
 from reattach.records.contexts.contexts import CachedContext, ThreadContext, last_step
-from reattach.records.contexts.message_rows import Placed, PlacedMessages, message_of
+from reattach.records.contexts.message_rows import PIECE_ROWS, Placed, PlacedMessages, message_of
 from reattach.records.database import schema
 from reattach.records.database.prepared import PreparedStatement
 
@@ -59,15 +59,11 @@ _places: Final = schema.thread_messages
 _position: Final = _places.c.position
 _OF_THREAD: Final = with_places(bindparam("thread_key"))
 _in_order: Final = _OF_THREAD.order_by(_position)
-_WHOLE: Final = PlacedMessages(_in_order)
-# Beside the next one, because SQLite reads the whole thread for a condition with OR.
 _FROM: Final = PlacedMessages(_in_order.where(_position >= bindparam("first")))
-_SYSTEM_MESSAGE: Final = PlacedMessages(_OF_THREAD.where(_position == _SYSTEM))
-_summaries: Final = _OF_THREAD.where(schema.messages.c.role == Role.SUMMARY).order_by(
-    _position.desc()
+_NEWEST_BEFORE: Final = PlacedMessages(
+    _OF_THREAD.where(_position < bindparam("before")).order_by(_position.desc()).limit(PIECE_ROWS)
 )
-_NEWEST_SUMMARY: Final = PlacedMessages(_summaries.limit(1))
-_SUMMARIES: Final = PlacedMessages(_summaries)
+_SYSTEM_MESSAGE: Final = PlacedMessages(_OF_THREAD.where(_position == _SYSTEM))
 _SPOKEN: Final = (
     _OF_THREAD.with_only_columns(_position)
     .where(*(schema.messages.c.role != role for role in sorted(FOLLOWING)))
@@ -98,7 +94,9 @@ _FIRST_IDS: Final = PreparedStatement(
     )
 )
 _SUMMARY_PARTS: Final = PreparedStatement(
-    _summaries.with_only_columns(schema.messages.c.id, schema.messages.c.parts)
+    _OF_THREAD.with_only_columns(schema.messages.c.id, schema.messages.c.parts)
+    .where(schema.messages.c.role == Role.SUMMARY)
+    .order_by(_position.desc())
 )
 _summary: Final = case((schema.messages.c.role == Role.SUMMARY, schema.messages.c.parts))
 _IDS_OF_ALL: Final = (
@@ -136,25 +134,23 @@ def context(
     thread: Thread,
     cached: CachedContext | None = None,
     *,
-    most: int | None = None,
+    in_one_piece: bool = False,
 ) -> tuple[ThreadContext, CachedContext | None] | None:
     """Return the context of the thread, and what to cache of it for the next call.
 
-    Neither the messages that a summary replaces are read nor those in ``cached``. None if more than
-    ``most`` messages would have to be read.
+    Only a few of the messages that a summary replaces are read, and none of those in ``cached``.
+    If ``in_one_piece``, None is returned if that takes more than PIECE_ROWS messages.
     """
     asked: dict[str, object] = {"thread_key": thread.key}
     if cached is not None:
         system = _SYSTEM_MESSAGE.read(connection, asked)
-        newer = _FROM.read_at_most(most, connection, asked | {"first": cached.place[0]})
-        if newer is None:
-            return None
+        newer = _FROM.read(connection, asked | {"first": cached.place[0]})
         later = [one.message for one in newer[1:]]
         is_same = bool(newer) and newer[0].place == cached.place
         if system and is_same and not any(one.role is Role.SUMMARY for one in later):
             cached = cached.grown_by(later, newer[-1].place)
             return _context_of(connection, system[0].message, cached), cached
-    placed = _read_context(connection, asked, most)
+    placed = _read_context(connection, asked, in_one_piece=in_one_piece)
     if placed is None:
         return None
     in_order = [one.message for one in placed]
@@ -169,29 +165,37 @@ def context(
 
 
 def _read_context(
-    connection: Connection, asked: Mapping[str, object], most: int | None
+    connection: Connection, asked: Mapping[str, object], *, in_one_piece: bool
 ) -> list[Placed] | None:
-    """Return the messages in context in the order of their places; None if more than ``most``."""
-    summary = _newest_summary(connection, asked)
-    if summary is not None:
-        kept_from = summary_of(summary.message).kept_from
-        place = _PLACE.value(connection, {**asked, "message_id": kept_from})
-        first = summary.position if place is None else min(place, summary.position)
-        later = _FROM.read_at_most(most, connection, {**asked, "first": max(first, _SYSTEM + 1)})
-        return None if later is None else [*_SYSTEM_MESSAGE.read(connection, asked), *later]
-    return _WHOLE.read_at_most(most, connection, asked)
+    """Return the messages in context in the order of their places: see ``context``.
 
-
-def _newest_summary(connection: Connection, asked: Mapping[str, object]) -> Placed | None:
-    """Return the newest summary that is not damaged."""
-    for query in (_NEWEST_SUMMARY, _SUMMARIES):
-        found = query.read(connection, asked)
-        for placed in found:
-            if placed.message.role is Role.SUMMARY:
-                return placed
-        if not found:
+    They are read from the newest on, in pieces, until those that a summary replaces.
+    """
+    placed: list[Placed] = []
+    first, before = None, _END
+    while True:
+        piece = _NEWEST_BEFORE.read(connection, {**asked, "before": before})
+        placed += piece
+        if first is None:
+            summary = next((one for one in piece if one.message.role is Role.SUMMARY), None)
+            if summary is not None:
+                first = _first_kept(connection, asked, summary)
+        if len(piece) < PIECE_ROWS or (first is not None and piece[-1].position <= first):
             break
-    return None
+        if in_one_piece:
+            return None
+        before = piece[-1].position
+    placed.reverse()
+    if first is None or placed[0].position == _SYSTEM:
+        return placed
+    return [*_SYSTEM_MESSAGE.read(connection, asked), *placed]
+
+
+def _first_kept(connection: Connection, asked: Mapping[str, object], summary: Placed) -> int:
+    """Return the position of the first message that the summary keeps, itself included."""
+    kept_from = summary_of(summary.message).kept_from
+    place: int | None = _PLACE.value(connection, {**asked, "message_id": kept_from})
+    return summary.position if place is None else min(place, summary.position)
 
 
 def _context_of(connection: Connection, system: Message, cached: CachedContext) -> ThreadContext:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from reattach.domain.context import in_context
 from reattach.domain.context_messages import ContextMessages
 from reattach.domain.errors import ConversationBusyError, NotFoundError, PendingApprovalError
 from reattach.domain.events import Usage
@@ -27,7 +28,7 @@ from reattach.domain.messages import (
 from reattach.records.base import Thread
 from reattach.records.contexts import message_rows
 from reattach.records.contexts.contexts import CachedContext, Contexts, ThreadContext
-from reattach.records.contexts.message_rows import Placed
+from reattach.records.contexts.message_rows import PIECE_ROWS, Placed
 from reattach.records.records import Records
 from tests.support.record_samples import (
     NOON,
@@ -209,6 +210,38 @@ async def test_a_turn_reads_no_more_of_a_long_conversation_than_of_a_short_one(
         context = await messages.context(OURS, world.thread)
         assert len(read) < 10
     assert len(context.messages) > 60
+
+
+async def test_a_context_of_many_messages_is_that_of_all_wherever_its_summary_is(
+    world: World, other_process: Records
+) -> None:
+    """C18: longer than the pieces that are read, and with a summary that keeps some pieces."""
+    messages = world.records.messages
+    _, said = await world.turn(*map(str, range(PIECE_ROWS * 2 + 10)))
+    everything = [world.system_message, *said]
+    for place in (None, 1, PIECE_ROWS - 1, PIECE_ROWS, PIECE_ROWS * 2 + 3, len(said), -1):
+        if place is not None:
+            summary = a_summary(everything[place])
+            await messages.append(OURS, world.thread, summary)
+            everything.append(summary)
+        other_process.messages._contexts = Contexts(10**7)
+        expected = in_context(everything)
+        for process in (world.records, other_process, other_process):
+            assert (await process.messages.context(OURS, world.thread)).messages == expected
+
+
+async def test_a_thread_that_another_process_emptied_and_filled_again_is_read_anew(
+    world: World, other_process: Records
+) -> None:
+    """C18: the new messages have the positions of the old ones."""
+    messages = world.records.messages
+    await messages.reset(OURS, world.agent.id, a_system_message())
+    for count in (1, 3, 3, 2):
+        new = [a_message(str(number)) for number in range(count)]
+        await other_process.messages.reset(OURS, world.agent.id)
+        for message in new:
+            await other_process.messages.append(OURS, world.default, message)
+        assert (await messages.context(OURS, world.default)).following == new
 
 
 def kept(number: int, size_bytes: int) -> CachedContext:

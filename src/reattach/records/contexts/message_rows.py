@@ -26,7 +26,7 @@ from reattach.records.database.damage import UNREADABLE, note_row
 from reattach.records.database.prepared import PreparedStatement, Row, Values
 
 PIECE_ROWS: Final = 256
-"""Rows that a driver decodes at once, while nothing else can run in the process."""
+"""Rows that are read at once. A driver may decode them all before anything else can run."""
 
 _FIELDS: Final = Message.__struct_fields__
 _KINDS: Final[Mapping[Role | None, tuple[type, ...]]] = {
@@ -68,24 +68,11 @@ class PlacedMessages:
 
     def read(self, connection: Connection, values: Values) -> list[Placed]:
         """Return the messages in the order of the query."""
-        found = self.read_at_most(None, connection, values)
-        assert found is not None
-        return found
-
-    def read_at_most(
-        self, most: int | None, connection: Connection, values: Values
-    ) -> list[Placed] | None:
-        """Return the messages as ``read`` does; None if there are more than ``most``."""
-        placed: list[Placed] = []
         try:
-            for rows in self._stored.pieces(connection, values, PIECE_ROWS):
-                placed += map(_placed, rows)
-                if most is not None and len(placed) > most:
-                    return None
+            return [_placed(row) for row in self._stored.rows(connection, values)]
         except _DamagedError:
             typed = self._typed.mappings(connection, values)
             return [Placed(row["position"], message_of(row)) for row in typed]
-        return placed
 
 
 class _DamagedError(Exception):

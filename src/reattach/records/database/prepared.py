@@ -4,7 +4,7 @@ SQLAlchemy builds them and knows how each column is stored. To execute one costs
 several times as much as SQLite needs to find a row by its key: see docs/decisions/0020.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, cast
 
 from sqlalchemy import Connection, Delete, Dialect, Insert, Select, Update
@@ -37,15 +37,6 @@ class PreparedStatement:
     def rows(self, connection: Connection, values: Values) -> list[list[Any]]:
         """Return all rows, each with its values in the order of the columns."""
         return self._compiled_for(connection).rows(connection, values)
-
-    def pieces(
-        self, connection: Connection, values: Values, size: int
-    ) -> Iterator[Sequence[Sequence[Any]]]:
-        """Yield all rows as ``rows`` does, at most ``size`` at a time, for results of any length.
-
-        The driver takes no more from the database at once, and nothing else can run meanwhile.
-        """
-        return self._compiled_for(connection).pieces(connection, values, size)
 
     def mappings(self, connection: Connection, values: Values) -> list[dict[str, Any]]:
         """Return all rows, each with its values by the names of the columns."""
@@ -115,20 +106,6 @@ class _Compiled:
             found = driver_of(connection).execute(self._sql, bound).fetchall()
         except connection.dialect.loaded_dbapi.Error as error:
             raise self._wrapped(error, connection.dialect) from error
-        return self._converted(found)
-
-    def pieces(
-        self, connection: Connection, values: Values, size: int
-    ) -> Iterator[Sequence[Sequence[Any]]]:
-        bound = self._bound(values)
-        try:
-            cursor = driver_of(connection).execute(self._sql, bound)
-            while found := cursor.fetchmany(size):
-                yield self._converted(found) if self._conversions else found
-        except connection.dialect.loaded_dbapi.Error as error:
-            raise self._wrapped(error, connection.dialect) from error
-
-    def _converted(self, found: Sequence[Sequence[Any]]) -> list[list[Any]]:
         rows = [list(row) for row in found]
         for row in rows:
             for place, convert in self._conversions:
