@@ -27,7 +27,7 @@ class RequestConfig(Answer):
 
 
 class RunState(Answer):
-    """One turn of an agent, from the message that starts it to its end; see ``run_state``."""
+    """One turn of an agent, from the message that starts it to its end."""
 
     id: str
     agent_id: str
