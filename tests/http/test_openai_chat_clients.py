@@ -84,22 +84,32 @@ async def ending_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterat
         yield live
 
 
+@pytest.mark.parametrize("key", [None, "order-1"])
 async def test_a_run_can_end_with_its_reader_and_its_retry_starts_another(
-    ending_server: LiveServer,
+    ending_server: LiveServer, key: str | None
 ) -> None:
     live = ending_server
     agent = (await live.agent())["id"]
     live.gates.hold(agent, 2)
     body = body_of(agent, user("[chunks=4]"), stream=True)
-    async with live.stream(PATH, body) as stream:
-        run_id = stream.run_id
-        await live.gates.reached(agent, 2)
-    await cancelled(live, run_id)
+    headers = {"x-stainless-retry-count": "0"} | ({} if key is None else {"idempotency-key": key})
+    left = []
+    for count in range(2):
+        headers["x-stainless-retry-count"] = str(count)
+        async with live.stream(PATH, body, headers=headers) as stream:
+            left.append(stream.run_id)
+            await live.gates.reached(agent, 2)
+        await cancelled(live, left[-1])
+        live.gates.hold(agent, 2)
     live.gates.open(agent)
-    headers = {"x-stainless-retry-count": "1"}
-    response = await posted(live, agent, user("[chunks=4]"), stream=True, headers=headers)
-    assert text_of(chunks_of(response.text)) == "t0 t1 t2 t3 "
-    assert response.headers["x-run-id"] != run_id
+    headers["x-stainless-retry-count"] = "2"
+    answers = [
+        await posted(live, agent, user("[chunks=4]"), stream=True, headers=headers)
+        for _ in range(2)
+    ]
+    assert text_of(chunks_of(answers[0].text)) == "t0 t1 t2 t3 "
+    assert len({*left, answers[0].headers["x-run-id"]}) == 3
+    assert answers[1].content == answers[0].content
 
 
 async def test_a_message_right_after_a_stop_waits_for_the_cancel_and_is_answered(

@@ -194,10 +194,13 @@ class Target(msgspec.Struct, frozen=True):
     background: bool
     traceparent: str | None = None
     """See ``Run.traceparent``. None also if the log found the run without its record."""
+    log_deleted: bool = False
+    """Whether the record says that the log was deleted; without the record it is False."""
 
     @classmethod
     def of(cls, run: "Run") -> Self:
-        return cls(run.id, run.tenant, run.status, run.background, run.traceparent)
+        deleted = run.log_deleted_at is not None
+        return cls(run.id, run.tenant, run.status, run.background, run.traceparent, deleted)
 
 
 class RequestConfig(msgspec.Struct, frozen=True):

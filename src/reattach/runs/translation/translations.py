@@ -86,7 +86,7 @@ class Translations:
             yield translation.fold
 
     def forget(self, run_id: RunId) -> None:
-        """Drop what is in memory of a run whose log was deleted, except what is in use."""
+        """Drop what is in memory of a deleted run, except what is in use."""
         for key, translation in tuple(self._kept.items()):
             if key[0] == run_id and not translation.users:
                 del self._kept[key]
@@ -101,6 +101,8 @@ class Translations:
         translation = self._kept.get((target.run_id, dialect.name))
         if translation is None or not translation.is_whole or target.status.is_active:
             return None
+        if target.log_deleted:
+            return None
         return remainder_of(translation.tail, Seq(cursor), max_events=max_events)
 
     @asynccontextmanager
@@ -108,6 +110,8 @@ class Translations:
         self, target: Target, dialect: Dialect, facts: RunFacts
     ) -> AsyncIterator[Translation]:
         key = (target.run_id, dialect.name)
+        if target.log_deleted:  # Nobody reads on from memory, only those who read already (P14).
+            self._kept.pop(key, None)
         translation = self._kept.get(key)
         if translation is None:
             make = partial(Translator, dialect, facts)

@@ -50,6 +50,9 @@ _FORM: Final = {"stream", "stream_options"}
 """The members of a request that belong to the form of its answer."""
 _SEND_AGAIN: Final = "Send the same request again, with its Idempotency-Key, to get the answer."
 
+_MAX_LEFT: Final = 100
+"""The times that a client may leave the answer to one request and get another one."""
+
 _TEXT_HEADER: Final = {"schema": {"type": "string"}}
 _ANSWER: Final[dict[str, Any]] = {
     "description": "The answer; with `stream` its chunks as server-sent events, and `data: [DONE]` "
@@ -122,8 +125,7 @@ async def _parse(
 async def _start(sends: DialectSends, access: Access, send: DialectSend, context: Context) -> Run:
     """Start the run, or find that of an earlier request.
 
-    A run that was cancelled because its client left is no answer to the client that comes back,
-    and does not keep it waiting.
+    A run that is being cancelled because its client left does not keep the next message waiting.
     """
     try:
         run = await sends.start(access, send)
@@ -133,9 +135,19 @@ async def _start(sends: DialectSends, access: Access, send: DialectSend, context
         run = await sends.start(access, send)
     except PendingApprovalError as error:
         raise _explained(error) from None
-    ends_with_client = context.settings.chat_disconnect == "cancel"
-    if ends_with_client and send.is_retry and run.status is RunStatus.CANCELLED:
-        return await sends.start(access, replace(send, is_retry=False))
+    if context.settings.chat_disconnect != "cancel":
+        return run
+    for _ in range(_MAX_LEFT):
+        if await wait_until_cancelled(run.id):
+            run = await context.runs.by_id(access.tenant, run.id)
+        if run.status is not RunStatus.CANCELLED:
+            break
+        # It is no answer to the client that comes back.
+        key = send.idempotency_key and f"{send.idempotency_key}:{run.id}"
+        again = replace(send, is_retry=False, idempotency_key=key)
+        left, run = run, await sends.start(access, again)
+        if run.id == left.id:  # The request continues a stream, so it starts no run.
+            break
     return run
 
 

@@ -13,7 +13,7 @@ from reattach.domain.errors import (
     StoreUnavailableError,
     UnavailableError,
 )
-from reattach.domain.events import RunStatus
+from reattach.domain.events import Failed, RunStatus, StopReason
 from reattach.domain.ids import ConversationId, RunId
 from reattach.domain.limits import MAX_INTEGER
 from reattach.domain.limits.requests import MAX_CLIENT_TOOL_BYTES, MAX_ID_CHARS
@@ -177,7 +177,8 @@ async def retrieve_response(
     "/openai/v1/responses/{response_id}/cancel",
     operation_id="openai_cancel_response",
     summary="Cancel a response",
-    description="Reads no body. A response that has ended stays as it is.",
+    description="Reads no body. A response that has ended stays as it is; without its output once "
+    "its events are deleted.",
     response_model=ResponseState,
 )
 async def cancel_response(
@@ -185,7 +186,10 @@ async def cancel_response(
 ) -> Response:
     run = await _run_of(context, access, response_id)
     await context.runs.cancel([run], by=access.actor)
-    return JsonResponse(await _response(context, await context.runs.by_id(access.tenant, run.id)))
+    run = await context.runs.by_id(access.tenant, run.id)
+    if run.log_deleted_at is not None:
+        return JsonResponse(_recorded_response(run))
+    return JsonResponse(await _response(context, run))
 
 
 @router.delete(
@@ -336,14 +340,35 @@ async def _response(context: Context, run: Run) -> dict[str, Any]:
         StoreUnavailableError: The log does not answer.
     """
     target = Target.of(run)
-    if run.log_deleted_at is not None:
-        context.translations.forget(run.id)
     async with context.translations.state(target, _DIALECT, facts_of(run)) as fold:
         assert isinstance(fold, ResponseFold)
         response = fold.response()
     if fold.has_ended:  # So that a request that continues the conversation finds it free.
         await context.runs.is_settled_in_time(target)
     return response
+
+
+def _recorded_response(run: Run) -> dict[str, Any]:
+    """Return the response of an ended run without its output, which went with its events."""
+    error, is_cut = run.error, run.stop_reason is StopReason.MAX_TOKENS
+    return response_object(
+        facts_of(run),
+        "incomplete" if is_cut else _ENDS[run.status],
+        [],
+        usage=run.usage,
+        failed=None if error is None else Failed(error.error_type, error.message, error.detail),
+        incomplete_reason="max_output_tokens" if is_cut else None,
+        completed_at=int(run.completed_at.timestamp())
+        if run.completed_at is not None and run.status is RunStatus.COMPLETED and not is_cut
+        else None,
+    )
+
+
+_ENDS: Final[Mapping[RunStatus, str]] = {
+    RunStatus.COMPLETED: "completed",
+    RunStatus.FAILED: "failed",
+    RunStatus.CANCELLED: "cancelled",
+}
 
 
 async def _whole(context: Context, run: Run) -> Response:
