@@ -306,6 +306,26 @@ async def test_two_requests_at_once_begin_one_run(client: Client) -> None:
     assert len(await client.live.run_ids(agent_id=client.agent)) == 1
 
 
+async def test_a_response_names_its_run_once(client: Client) -> None:
+    client.says("Hi")
+    post, body = client.live.client.post, client.body(runId="r-1")
+    for _ in range(2):
+        response = await post(client.path, json=body)
+        assert len(response.headers.get_list("x-run-id")) == 1
+
+
+async def test_a_run_is_streamed_again_after_its_conversation_was_deleted(client: Client) -> None:
+    events = await client.run("Hi", runId="r-1")
+    (run_id,) = await client.live.run_ids(agent_id=client.agent)
+    run = await client.live.got(f"/v1/runs/{run_id}")
+    path = f"/v1/conversations/{run['conversation_id']}"
+    assert (await client.live.client.delete(path)).is_success
+    client.messages = []
+    again = await client.run(runId="r-1")
+    assert again[0] == events[0]
+    assert again[2:] == events[1:]
+
+
 async def test_a_run_id_with_other_messages_is_refused(client: Client) -> None:
     await client.run("Hi", runId="r-1")
     whole = list(client.messages)

@@ -265,6 +265,48 @@ async def test_a_person_may_write_on_when_the_page_has_settled_all_calls(client:
     assert len(await client.live.run_ids(agent_id=client.agent_id)) == 2
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"toolCallId": []},
+        {"toolCallId": {}},
+        {"state": ["output-available"]},
+        {"type": 5},
+        {"state": "approval-responded", "approval": {"approved": "yes"}},
+        {"state": "approval-responded"},
+    ],
+)
+async def test_a_malformed_answer_is_refused_and_the_call_still_waits(
+    client: Client, bad: Json
+) -> None:
+    await client.send("[approve=rm][chunks=0]")
+    message = (await client.messages())[-1]
+    part = message["parts"][-1]
+    wrong = {**message, "parts": [*message["parts"][:-1], {**part, **bad}]}
+    body = {"id": client.chat_id, "messages": [wrong], "messageId": message["id"]}
+    refused = await client.live.client.post(client.api, json=body)
+    assert refused.status_code == 422, refused.text
+    part |= {"state": "approval-responded", "approval": {"id": "a", "approved": True}}
+    assert kinds(await client.answer(message))[-1] == "finish"
+
+
+async def test_a_call_is_answered_whose_run_was_deleted_or_is_in_another_conversation(
+    client: Client,
+) -> None:
+    await client.send("[approve=rm][chunks=0]")
+    message = (await client.messages())[-1]
+    part = message["parts"][-1]
+    part |= {"state": "approval-responded", "approval": {"id": "a", "approved": False}}
+    (run_id,) = await client.live.run_ids(agent_id=client.agent_id)
+    run = await client.live.got(f"/v1/runs/{run_id}")
+    path = f"/v1/conversations/{run['conversation_id']}/fork"
+    fork = (await client.live.made(path, {}))["id"]
+    assert (await client.live.client.delete(f"/v1/runs/{run_id}")).is_success
+    assert kinds(await client.answer(message))[-1] == "finish"
+    client.chat_id = fork
+    assert kinds(await client.answer(message))[-1] == "finish"
+
+
 async def test_a_denied_call_is_shown_as_denied(client: Client) -> None:
     await client.send("[approve=rm][chunks=0]")
     message = (await client.messages())[-1]

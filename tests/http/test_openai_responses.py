@@ -502,6 +502,14 @@ async def test_p17_of_two_answers_to_an_approval_request_the_first_one_stands(
     assert len(tool_functions.RAN) == ran
 
 
+@pytest.mark.parametrize("approve", ["yes", 1, "true", None])
+async def test_a_decision_that_is_not_a_boolean_is_refused(
+    live: LiveServer, agent: str, approve: Any
+) -> None:
+    answer = {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "approve": approve}
+    await refused(live, {"model": agent, "input": [answer]}, 422)
+
+
 async def test_p17_the_result_of_a_clients_tool_that_is_sent_again_gets_the_first_ones_response(
     live: LiveServer, agent: str
 ) -> None:

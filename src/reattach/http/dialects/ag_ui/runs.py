@@ -57,7 +57,7 @@ async def run_stream(
         return await _repeat(context, access, thread, body, run)
     if names_of(facts_of(run))[RUN] != body.run_id:  # An answer that was given before.
         return await _repeat(context, access, thread, body, run)
-    return dialect_stream(context, run, _DIALECT, headers={"X-Run-Id": run.id})
+    return dialect_stream(context, run, _DIALECT)
 
 
 async def connect_stream(
@@ -174,7 +174,6 @@ def _with_prelude(
         run,
         _DIALECT,
         cursor=_AFTER_START,
-        headers={"X-Run-Id": run.id},
         resumes=True,
         prelude=prelude,
     )

@@ -108,7 +108,12 @@ async def newest_kept(records: Records, tenant: TenantId, thread: ClientThread) 
 async def history_of(
     records: Records, tenant: TenantId, thread: ClientThread, before: Run | None = None
 ) -> list[dict[str, Any]]:
-    """Return the newest messages of a thread; with ``before`` those that this run began with."""
+    """Return the newest messages of a thread; with ``before`` those that this run began with.
+
+    A run may be left of a thread whose conversation was deleted, with its messages.
+    """
+    if thread.conversation is None:
+        return history([] if before is None else _sent(before), {})
     listed = await records.messages.list(tenant, thread.thread, _MESSAGES, system_too=False)
     messages: Sequence[Message] = listed[::-1]
     if before is not None:

@@ -41,10 +41,16 @@ async def answer_in(context: Context, chat: Chat, sent: UiMessageBody) -> Answer
         waiting = await waiting_calls(context, run)
         is_newest = run.id == runs[0].id
         if waiting and (is_newest or any(call.tool_call_id in decided for call in waiting)):
-            return answer_of(sent, waiting, run, context.clock.now())
+            return answer_of(sent, waiting, run.id, context.clock.now())
         if not continues(run):
             break
-    raise NoPendingApprovalError
+    # The run that asked may be deleted, or of the conversation that this one is a fork of.
+    pending = None
+    if chat.thread is not None:
+        pending = await context.records.messages.pending(chat.tenant, chat.thread)
+    if pending is None:
+        raise NoPendingApprovalError
+    return answer_of(sent, pending.waiting, pending.request.id, context.clock.now())
 
 
 async def answer_before(
@@ -61,7 +67,7 @@ async def answer_before(
     decided = decided_ids(before)
     if not waiting or any(call.tool_call_id not in decided for call in waiting):
         return None
-    return answer_of(before, waiting, newest[0], now)
+    return answer_of(before, waiting, newest[0].id, now)
 
 
 def is_answered_in(run: Run, message_id: str, sent: Message) -> bool:

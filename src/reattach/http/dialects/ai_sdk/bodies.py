@@ -19,12 +19,28 @@ ChatId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 UiMessageId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 
 
+def _part(part: dict[str, Any]) -> dict[str, Any]:
+    """Check the members of a part that the server reads, whatever the type of the part."""
+    for name in ("type", "toolCallId", "state"):
+        if not isinstance(part.get(name, ""), str):
+            raise PydanticCustomError("string_type", "'{name}' must be a string.", {"name": name})
+    if part.get("state") == "approval-responded":
+        approval = part.get("approval")
+        if not isinstance(approval, dict) or not isinstance(approval.get("approved"), bool):
+            raise PydanticCustomError(
+                "approval", "An answered approval has 'approval' with 'approved', true or false."
+            )
+    return part
+
+
 class UiMessageBody(Body):
     """A UIMessage. Parts of unknown types are ignored."""
 
     id: UiMessageId
     role: Literal["system", "user", "assistant"]
-    parts: list[dict[str, Any]] = Field(max_length=MAX_MESSAGE_PARTS)
+    parts: list[Annotated[dict[str, Any], AfterValidator(_part)]] = Field(
+        max_length=MAX_MESSAGE_PARTS
+    )
     metadata: Annotated[Any, AfterValidator(kept_json)] = None
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from reattach.domain.errors import InvalidArgumentError
-from reattach.domain.ids import DIALECT_OTID, RunId, new_message_id
+from reattach.domain.ids import DIALECT_OTID, MessageId, RunId, new_message_id
 from reattach.domain.limits.requests import MAX_KEPT_JSON_BYTES
 from reattach.domain.messages import (
     ApprovalPart,
@@ -24,7 +24,6 @@ from reattach.http.content import image_of
 from reattach.http.dialects.ai_sdk.bodies import UiMessageBody
 from reattach.http.json import Fault, invalid
 from reattach.http.schemas.sending import ImageSource
-from reattach.records.base import Run
 
 _DECIDED: Final = frozenset({"approval-responded", "output-available", "output-error"})
 OTID: Final = f"{DIALECT_OTID}ai-sdk:"
@@ -46,7 +45,8 @@ class Answer:
     """A client's answer to the calls that a run asked for."""
 
     message: Message
-    asked_by: RunId
+    asked_by: RunId | MessageId
+    """The run that asked, or its message if the run is not in the conversation."""
     outputs: Mapping[str, Any]
     """The results that are no text."""
 
@@ -141,9 +141,12 @@ def decided_ids(sent: UiMessageBody) -> set[str]:
 
 
 def answer_of(
-    sent: UiMessageBody, waiting: Sequence[ToolCallPart], asked: Run, now: datetime
+    sent: UiMessageBody,
+    waiting: Sequence[ToolCallPart],
+    asked_by: RunId | MessageId,
+    now: datetime,
 ) -> Answer:
-    """Return the answer in the assistant's message to the calls that ``asked`` waits for.
+    """Return the answer in the assistant's message to calls that wait.
 
     Raises:
         InvalidArgumentError: A call has neither a decision nor a result.
@@ -176,9 +179,8 @@ def answer_of(
                 f"The call {call.tool_call_id} of '{call.name}' has no answer yet.",
                 remedy="Answer all waiting calls of the message, then send it: "
                 "`sendAutomaticallyWhen` of `useChat` does that.",
-                run_id=asked.id,
             )
     if len(msgspec.json.encode(outputs)) > MAX_KEPT_JSON_BYTES:
         outputs = {}  # They are shown as text after a reload.
     message = Message(id=new_message_id(), role=Role.APPROVAL, parts=tuple(parts), created_at=now)
-    return Answer(message, asked.id, outputs)
+    return Answer(message, asked_by, outputs)

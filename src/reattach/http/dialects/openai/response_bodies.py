@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, StrictBool, Tag
 from pydantic_core import PydanticCustomError
 
 from reattach.domain.limits import MAX_INTEGER, MAX_TOOL_CALL_ID_CHARS
@@ -99,7 +99,7 @@ class InputVerdict(Body):
 
     type: Literal["mcp_approval_response"]
     approval_request_id: CallId
-    approve: bool
+    approve: StrictBool
     reason: str | None = None
 
 
