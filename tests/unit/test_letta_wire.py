@@ -187,7 +187,7 @@ def test_joined_frames_read_back_as_the_events_whatever_their_text(events: list[
         )
     )
 )
-def test_a_decoder_reads_pieces_as_they_are_read_alone(
+def test_pieces_are_encoded_and_decoded_as_each_is_alone(
     said: list[tuple[int, str, type[Fragment], str | None, int]],
 ) -> None:
     def part_of(kind: type[Fragment], text: str, more: str | None) -> Fragment:
@@ -203,6 +203,10 @@ def test_a_decoder_reads_pieces_as_they_are_read_alone(
         letta.encode(event, Seq(one[-1]), RUN) for event, one in zip(events, said, strict=True)
     ]
     assert list(Decoder(RUN).events(frames)) == [letta.decode(frame) for frame in frames]
+    places = [place(index) for index in range(2)]  # Pieces of one part have one and the same.
+    events = [Output(places[index], (part,)) for index, part in parts]
+    encoded = letta.Encoder(RUN).frames(events, after_seq=Seq(0))
+    assert encoded == [letta.encode(event, Seq(seq), RUN) for seq, event in enumerate(events, 1)]
 
 
 @given(st.lists(_EVENTS, max_size=4), st.integers(0, 400))

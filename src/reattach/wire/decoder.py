@@ -6,7 +6,7 @@ from typing import Final
 from reattach.domain.events import Event, Output
 from reattach.domain.ids import Seq
 from reattach.domain.messages import Fragment, ReasoningPart, TextPart, ToolCallDelta
-from reattach.wire.letta import SEQ_MEMBER, decode, encode
+from reattach.wire.letta import SEQ_MEMBER, TEXT_MEMBERS, decode, encode
 from reattach.wire.template import EMPTY_TEXT, around, decode_text
 
 _NO_FRAME: Final = b"\n"
@@ -69,31 +69,29 @@ class Decoder:
 
     def _prepare(self, event: Event) -> None:
         self._newest, self._before_seq = None, _NO_FRAME
-        further = _further(event.parts[0]) if isinstance(event, Output) else None
-        if further is None:
+        make_piece = _further(event.parts[0]) if isinstance(event, Output) else None
+        if make_piece is None:
             return
         assert isinstance(event, Output)
-        self._newest = event
-        self._make_piece, names = further
-        frame = encode(Output(event.place, (self._make_piece(""),)), Seq(0), self._run_id)
-        members = [(name, EMPTY_TEXT) for name in names]
+        self._newest, self._make_piece, empty = event, make_piece, make_piece("")
+        frame = encode(Output(event.place, (empty,)), Seq(0), self._run_id)
+        members = [(name, EMPTY_TEXT) for name in TEXT_MEMBERS[type(empty)]]
         found = around(frame, (SEQ_MEMBER, b"0"), *members)
         self._before_seq, self._before_text, *between, self._after_text = found
         self._between_texts = between[0] if between else b""
 
 
-def _further(part: Fragment) -> tuple[_MakePiece, tuple[bytes, ...]] | None:
-    """Return what makes a further piece of a part, and the members of its frame with the text.
+def _further(part: Fragment) -> _MakePiece | None:
+    """Return what makes a further piece of a part from its text, or None if it is no piece.
 
     A further piece of reasoning has no signature. The first arguments of a call are no further
     piece, because its name is whole only then.
     """
     match part:
         case TextPart():
-            return TextPart, (b'"content":',)
+            return TextPart
         case ReasoningPart():
-            return ReasoningPart, (b'"reasoning":',)
+            return ReasoningPart
         case ToolCallDelta(call_id, _, arguments, waits) if arguments:
-            name = b'"arguments":'
-            return lambda text: ToolCallDelta(call_id, None, text, waits), (name, name)
+            return lambda text: ToolCallDelta(call_id, None, text, waits)
     return None

@@ -4,7 +4,7 @@ Pure functions. Key order and null members match the recorded exchanges; ``seq_i
 are added to every event.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final, Literal
@@ -61,6 +61,16 @@ _decode = msgspec.json.Decoder().decode
 SEQ_MEMBER: Final = b'"seq_id":'
 """The name of the member with the seq in every frame of a log."""
 
+TEXT_MEMBERS: Final[Mapping[type[Fragment], Sequence[bytes]]] = {
+    TextPart: (b'"content":',),
+    ReasoningPart: (b'"reasoning":',),
+    ToolCallDelta: (b'"arguments":', b'"arguments":'),
+}
+"""The names of the members with the text of a piece, in their order in a frame."""
+
+_NO_TEXT: Final[Fragment] = TextPart("")
+_NO_REASONING: Final[Fragment] = ReasoningPart("")
+
 
 def encode(event: Event, seq: Seq, run_id: str) -> bytes:
     """Return the frame of ``event`` with the seq ``seq``."""
@@ -71,21 +81,39 @@ def encode(event: Event, seq: Seq, run_id: str) -> bytes:
 class Encoder:
     """``encode`` for the events of one run.
 
-    Consecutive pieces of text differ only in their seq and text, so the rest of the frame is
-    cached.
+    Consecutive pieces of a text, of reasoning or of the arguments of a call differ only in their
+    seq and text, so the rest of the frame is cached.
     """
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
         self._place: Place | None = None
-        self._before_seq = self._before_text = b""
+        self._empty: Fragment = _NO_TEXT
+        """The piece whose frame is cached, without its text."""
+        self._before_seq = self._before_text = self._between_texts = self._after_text = b""
 
     def encode(self, event: Event, seq: Seq) -> bytes:
-        if type(event) is not Output or type(part := event.parts[0]) is not TextPart:
+        if type(event) is not Output:
             return encode(event, seq, self._run_id)
-        if event.place is not self._place:
-            self._prepare(event.place)
-        return b"%b%d%b%b}\n\n" % (self._before_seq, seq, self._before_text, _encode(part.text))
+        place, part = event.place, event.parts[0]
+        if type(part) is TextPart:
+            if place is not self._place or self._empty is not _NO_TEXT:
+                self._prepare(place, _NO_TEXT)
+            return b"%b%d%b%b}\n\n" % (self._before_seq, seq, self._before_text, _encode(part.text))
+        if type(part) is ReasoningPart and part.signature is None:
+            text, empty = part.text, _NO_REASONING
+        elif type(part) is ToolCallDelta and part.name is None and part.arguments is not None:
+            text = part.arguments
+            empty = ToolCallDelta(part.tool_call_id, None, "", part.needs_approval)
+        else:
+            return encode(event, seq, self._run_id)
+        if place is not self._place or empty != self._empty:
+            self._prepare(place, empty)
+        encoded = _encode(text)
+        if self._between_texts:
+            encoded += self._between_texts + encoded
+        head = b"%b%d%b" % (self._before_seq, seq, self._before_text)
+        return head + encoded + self._after_text
 
     def frames(self, events: Sequence[Event], *, after_seq: Seq) -> list[bytes]:
         """Encode events that follow the one with ``after_seq``."""
@@ -93,12 +121,13 @@ class Encoder:
             return [self.encode(events[0], after_seq + 1)]
         return [self.encode(event, after_seq + n) for n, event in enumerate(events, 1)]
 
-    def _prepare(self, place: Place) -> None:
-        frame = encode(Output(place, (TextPart(""),)), Seq(0), self._run_id)
-        self._before_seq, self._before_text, _ = around(
-            frame, (SEQ_MEMBER, b"0"), (b'"content":', EMPTY_TEXT)
-        )
-        self._place = place
+    def _prepare(self, place: Place, empty: Fragment) -> None:
+        frame = encode(Output(place, (empty,)), Seq(0), self._run_id)
+        members = [(name, EMPTY_TEXT) for name in TEXT_MEMBERS[type(empty)]]
+        found = around(frame, (SEQ_MEMBER, b"0"), *members)
+        self._before_seq, self._before_text, *between, self._after_text = found
+        self._between_texts = between[0] if between else b""
+        self._place, self._empty = place, empty
 
 
 def message_type(event: Event) -> MessageType | None:
