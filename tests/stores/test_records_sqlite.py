@@ -12,6 +12,7 @@ from sqlalchemy import Connection, insert, literal, select
 from reattach.domain.clock import SystemClock
 from reattach.domain.errors import StartupError, StoreUnavailableError
 from reattach.domain.ids import DEFAULT_TENANT
+from reattach.records.agents import Agents
 from reattach.records.database import schema, sqlite
 from reattach.records.database.database import Database
 from reattach.records.database.prepared import PreparedStatement
@@ -20,7 +21,7 @@ from reattach.records.database.transactions import Transactions
 from reattach.records.lookup import owned
 from reattach.records.paging import SortOrder
 from reattach.records.records import Records
-from tests.support.record_samples import NOON, OURS
+from tests.support.record_samples import NOON, OURS, an_agent
 
 
 @pytest.fixture
@@ -201,6 +202,27 @@ async def test_a_prepared_statement_on_a_locked_file_runs_in_a_thread(
         assert await database.run_prepared(statement) == [["found"]]
         assert await database.in_short_read(statement.rows, {}) == [["found"]]
     assert len(visits) == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "visits"), [(sqlite.LOOP_VALUE_BYTES, 0), (sqlite.LOOP_VALUE_BYTES + 1, 1)]
+)
+async def test_a_value_that_would_hold_the_event_loop_is_read_in_a_thread(
+    database: Database, monkeypatch: pytest.MonkeyPatch, size: int, visits: int
+) -> None:
+    agent = an_agent(system="s" * size)
+    agents = Agents(database, SystemClock())
+    await agents.create(OURS, agent)
+    made = []
+    visit = Transactions.visit
+
+    async def counted(self: Transactions, work: Any) -> Any:
+        made.append(work)
+        return await visit(self, work)
+
+    monkeypatch.setattr(Transactions, "visit", counted)
+    assert await agents.get(OURS, agent.id) == agent
+    assert len(made) == visits
 
 
 @pytest.mark.parametrize("ascending", [True, False])

@@ -195,7 +195,8 @@ class Database:
         """Run ``work`` as ``in_read`` does; on SQLite in the event loop, without a visit.
 
         For prepared statements that find a few rows by their keys. With a write-ahead log a reader
-        waits for no writer. ``work`` may be called twice.
+        waits for no writer. Values that are too large for the loop are read in a thread after all.
+        ``work`` may be called twice.
         """
         if self._loop_connection is not None:
             # A thread may wait for a lock and reports the error; the event loop must not.

@@ -31,6 +31,10 @@ READERS: Final = 4
 WAIT_SECONDS: Final = 30.0
 """How long a transaction waits for the earlier ones; after that the file is too slow."""
 
+LOOP_VALUE_BYTES: Final = 16 * 1024
+"""The largest value that is read in the event loop. An agent may have a hundred blocks, and larger
+ones would take it longer than a visit to a thread."""
+
 _readable: Final = partial(str, encoding="utf-8", errors="replace")
 """Decodes a text value. One that is not UTF-8 would make the whole result unreadable."""
 
@@ -69,10 +73,16 @@ class Writes(Transactions):
 
 
 def loop_connection(url: URL, durability: Durability) -> Connection:
-    """Return a connection for short reads in the event loop. It never waits."""
+    """Return a connection for short reads in the event loop.
+
+    It never waits, and refuses values that are larger than LOOP_VALUE_BYTES.
+    """
     engine = _engine(url, timeout=0.0, poolclass=NullPool, pool_reset_on_return=None)
     _set_up(engine, _pragmas(durability, query_only=True))
-    return engine.connect()
+    connection = engine.connect()
+    driver: sqlite3.Connection = driver_of(connection)
+    driver.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LOOP_VALUE_BYTES)
+    return connection
 
 
 def _engine(url: URL, *, timeout: float | None = None, **options: Any) -> Engine:
