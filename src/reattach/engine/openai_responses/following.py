@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import structlog
 from openai import AsyncOpenAI, AsyncStream, BadRequestError, NotFoundError, OpenAIError
@@ -117,7 +117,9 @@ class Following:
             raise
 
     async def _open(self, request: Json) -> _Opened:
-        stream = cast("_Stream", await self.client.responses.create(**request))
+        # As its body, because the client would look for values to convert in every message, which
+        # holds the event loop for 0.2 ms each.
+        stream = await self.client.responses.create(stream=True, extra_body=request)
         try:
             return stream, await anext(stream, None)
         except BaseException:
