@@ -178,12 +178,13 @@ class InstantResumes:
 
     def _find(self, tenant: TenantId, in_path: bytes | None, body: _Body) -> Target | None:
         if in_path is not None:
-            return self._targets.target_at_once(tenant, RunId(in_path.decode()))
+            return self._targets.target_at_once(tenant, run_id=RunId(in_path.decode()))
         if body.run_id:
             is_whole = is_run_id(body.run_id)
-            return self._targets.target_at_once(tenant, RunId(body.run_id)) if is_whole else None
+            run_id = RunId(body.run_id)
+            return self._targets.target_at_once(tenant, run_id=run_id) if is_whole else None
         if body.otid:
-            return self._targets.target_by_otid_at_once(tenant, body.otid)
+            return self._targets.target_at_once(tenant, otid=body.otid)
         return None  # The active run of the conversation, which has not ended.
 
     def _response(self, target: Target, rest: Slice, default_headers: Headers) -> bytes:
@@ -211,6 +212,6 @@ def _body_of(data: bytes) -> _Body | None:
         return None
     # msgspec takes the last of two members with one name. Then there are more quotation marks.
     members = msgspec.structs.astuple(body)
-    texts = sum([isinstance(text, str) for text in members[:_TEXTS]])
+    texts = [*map(type, members[:_TEXTS])].count(str)
     named = _MEMBERS - members.count(UNSET)
     return body if data.count(b'"') == 2 * (named + texts) else None

@@ -78,15 +78,20 @@ _BY_OTID: Final = _ALL_BY_OTID.order_by(_runs.c.ordinal.desc()).limit(1)
 _ACTIVE: Final = _NEWEST.where(_runs.c.thread_key == bindparam("thread_key"), schema.ACTIVE)
 
 
-def _prepare_target(rows: Select[Any]) -> PreparedStatement:
-    runs = _runs.c
-    columns = (runs.id, runs.tenant, runs.status, runs.background, runs.traceparent)
+_SHORT: Final = (_runs.c.id, _runs.c.status, _runs.c.background)
+
+
+def _prepare_target(
+    rows: Select[Any],
+    columns: Sequence[Any] = (_runs.c.id, _runs.c.tenant, *_SHORT[1:], _runs.c.traceparent),
+) -> PreparedStatement:
     return PreparedStatement(rows.with_only_columns(*columns, maintain_column_froms=True))
 
 
 _TARGET_BY_ID: Final = _prepare_target(_BY_ID)
 _TARGET_BY_OTID: Final = _prepare_target(_BY_OTID)
-_TWO_BY_OTID: Final = _prepare_target(_ALL_BY_OTID.limit(2))
+_SHORT_BY_ID: Final = _prepare_target(_BY_ID, _SHORT)
+_SHORT_BY_OTID: Final = _prepare_target(_ALL_BY_OTID.limit(2), _SHORT)
 """Sorting takes half of the time, and an OTID hardly ever has a second run."""
 _ACTIVE_TARGET: Final = _prepare_target(_ACTIVE)
 _CONVERSATION: Final = PreparedStatement(_BY_ID.with_only_columns(_runs.c.conversation_id))
@@ -171,17 +176,17 @@ class Runs(Repository):
         """Return the same part of the run of ``active``."""
         return await self._find_target(_ACTIVE_TARGET, tenant=tenant, thread_key=thread.key)
 
-    def target_at_once(self, tenant: TenantId, run_id: RunId) -> Target | None:
-        """Return the ``target`` without waiting; None: wait for it."""
-        values = {"tenant": tenant, "run_id": run_id}
-        rows = self._database.run_at_once(_TARGET_BY_ID, values)
-        return Target(*rows[0]) if rows else None
-
-    def target_by_otid_at_once(self, tenant: TenantId, otid: str) -> Target | None:
-        """Return the ``target_by_otid`` without waiting; None: wait for it."""
-        values = {"tenant": tenant, "otid": otid}
-        rows = self._database.run_at_once(_TWO_BY_OTID, values)
-        return Target(*rows[0]) if rows and len(rows) == 1 else None
+    def target_at_once(
+        self, tenant: TenantId, *, run_id: RunId | None = None, otid: str | None = None
+    ) -> Target | None:
+        """Return a target without its trace and without waiting. None: ask the others."""
+        short = _SHORT_BY_OTID if run_id is None else _SHORT_BY_ID
+        values = {"tenant": tenant, "run_id": run_id, "otid": otid}
+        rows = self._database.run_at_once(short, values)
+        if not rows or len(rows) > 1:
+            return None
+        found_id, status, background = rows[0]
+        return Target(found_id, tenant, status, background)
 
     async def newest_by_otid(self, tenant: TenantId, otid: str) -> Run | None:
         """Return the newest run that has a message with the OTID."""
