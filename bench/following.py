@@ -30,6 +30,9 @@ class FollowingServer(ReattachServer):
         super().__init__(port, pid)
         self._other = other
 
+    def ended(self, events: int, runs: int = 1) -> list[Stream]:
+        return self._other.ended(events, runs)
+
     def paced(self, pace: Pace) -> list[Stream]:
         streams = self._other.paced(pace)
         for stream in streams:

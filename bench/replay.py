@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from bench.contenders.contender import Contender, Server, Stream, fresh
 from bench.contenders.contestants import missing, others, wanted
 from bench.contenders.product import Reattach
+from bench.following import Following
 from bench.measuring.against import ratios, versions
 from bench.measuring.charts import Chart
 from bench.measuring.load import Reader, Request
@@ -28,6 +29,7 @@ COLD_RUNS = 20
 PLACES = {"from the start": 0.0, "from the middle": 0.5}
 EMPTY_REPLY = f"empty, {RESUMING} readers"
 END = f"last {LAST}, {RESUMING} readers"
+COLD, COLD_AGAIN = "cold, from the start, 1 readers", "cold, the same again"
 RETIRED_SERVER_US_PER_EVENT = 72.0
 """CPU per replayed event of the server that Reattach replaces, measured earlier."""
 
@@ -64,13 +66,23 @@ def cold(contender: Contender, options: Options) -> Iterator[Measurement]:
         with contender.serving(Path(directory), options.cores) as server:
             streams = server.ended(events, 3 if options.quick else COLD_RUNS)
         with contender.serving(Path(directory), options.cores) as server:
-            yield "cold, from the start, 1 readers", partial(each_once, server, streams, 0, options)
+            yield COLD, partial(each_once, server, streams, 0, options)
+            yield COLD_AGAIN, partial(each_once, server, streams, 0, options)
         with contender.serving(Path(directory), options.cores) as server:
             last = streams[0].last - LAST
             yield (
                 f"cold, last {LAST}, 1 readers",
                 partial(each_once, server, streams, last, options),
             )
+
+
+def cold_elsewhere(contender: Following, options: Options) -> Iterator[Measurement]:
+    """Measure the first reads of another server's runs over Redis."""
+    with fresh(contender, options.cores) as server:
+        events = QUICK_EVENTS if options.quick else EVENTS
+        streams = server.ended(events, 3 if options.quick else COLD_RUNS)
+        yield COLD, partial(each_once, server, streams, 0, options)
+        yield COLD_AGAIN, partial(each_once, server, streams, 0, options)
 
 
 def each_once(
@@ -104,15 +116,17 @@ def main(options: Options) -> Chapter:
     if wanted(options, EMPTY):
         turns.insert(1, Turn(EMPTY.name, partial(empty, options)))
     turns += [Turn(one.name, partial(cold, one, options)) for one in (product_itself, *before)]
+    if not options.contenders or any(word in Following.name for word in options.contenders):
+        turns.append(Turn(Following.name, partial(cold_elsewhere, Following(), options)))
     results = interleaved(turns, options.times(ROUNDS))
-    return chapter_of(results, [one.name for one in contenders], options)
+    return chapter_of(results, [*(one.name for one in contenders), Following.name], options)
 
 
 def chapter_of(results: Results, contenders: list[str], options: Options) -> Chapter:
     events = QUICK_EVENTS if options.quick else EVENTS
     numbers = QUICK_READERS if options.quick else READERS
     names = [f"{place}, {readers} readers" for place in PLACES for readers in numbers]
-    names += ["cold, from the start, 1 readers", END, f"cold, last {LAST}, 1 readers", EMPTY_REPLY]
+    names += [COLD, COLD_AGAIN, END, f"cold, last {LAST}, 1 readers", EMPTY_REPLY]
     heads = {
         "events per CPU second": "events per CPU s",
         "µs of CPU per request": "CPU µs per request",
@@ -167,4 +181,10 @@ def goals(results: Results, readers: int) -> list[Goal]:
              results.ratio(cpu, end, (EMPTY.name, EMPTY_REPLY)), at_most(2), "× empty reply"),
         Goal("the same: first byte p99 at 16 connections", "≤ 2 ms",
              results.middle(*end, "first byte p99 ms"), at_most(2), "ms"),
+        *(
+            Goal(f"{name}, cold: CPU of the first replay", "≤ 4 ms",
+                 None if (us := results.middle(name, COLD, cpu)) is None else us / 1000,
+                 at_most(4), "ms")
+            for name in (Reattach().name, Following.name)
+        ),
     ]  # fmt: skip

@@ -199,9 +199,13 @@ class Follower:
             has_failed = run.is_behind and run.catch_up_task in {None, catch_up}
 
     async def read(
-        self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int
+        self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int, cuts: bool = True
     ) -> tuple[StoredState, bytes, "array[int]"]:
-        """Read from Redis the state, the joined frames after ``after_seq``, and their ends."""
+        """Read from Redis the state, the joined frames after ``after_seq``, and their ends.
+
+        Unless it ``cuts``, it keeps those frames beyond the bounds that came with the others: one
+        append may have been larger.
+        """
         most = max(max_events, 1)
         answer = await self._client.run(READ, self._keys.run(run_id), [after_seq, max_bytes, most])
         if answer[0] != b"ok":
@@ -212,8 +216,8 @@ class Follower:
                 Seq(int(first_seq)),
                 bodies,
                 after_seq=after_seq,
-                max_bytes=max_bytes,
-                max_events=most,
+                max_bytes=max_bytes if cuts else sum(map(len, bodies)),
+                max_events=most if cuts else sum(map(len, bodies)),
             )
         except (struct.error, ValueError) as error:
             raise LogDamagedError(
@@ -237,6 +241,7 @@ class Follower:
                     tail.last_seq,
                     max_bytes=_LOAD_SLICE_BYTES,
                     max_events=_LOAD_SLICE_EVENTS,
+                    cuts=False,
                 )
                 if not ends:
                     return
@@ -429,7 +434,11 @@ class Follower:
             after_seq = shown_seq if is_checked else max(shown_seq, run.tail.first_seq) - 1
             run.is_behind = False
             state, frames, ends = await self.read(
-                run.run_id, after_seq, max_bytes=_LOAD_SLICE_BYTES, max_events=_LOAD_SLICE_EVENTS
+                run.run_id,
+                after_seq,
+                max_bytes=_LOAD_SLICE_BYTES,
+                max_events=_LOAD_SLICE_EVENTS,
+                cuts=False,
             )
             if not run.reconcile(state, shown_seq):
                 return

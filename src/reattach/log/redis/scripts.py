@@ -357,6 +357,15 @@ return answers
 READ: Final = Script(
     _SHARED,
     """
+-- Returns the bytes that the first frames of a body take, with their lengths.
+local function bytes_before(body, frames)
+    local count = #body >= 4 and struct.unpack('<I4', body) or 0
+    if frames <= 0 or frames >= count or #body < 4 + 4 * count then return 0 end
+    local bytes = 4 * frames
+    for n = 1, frames do bytes = bytes + struct.unpack('<I4', body, 1 + 4 * n) end
+    return bytes
+end
+
 -- KEYS: head, stream. ARGV: cursor, most bytes, most frames; one frame is always returned.
 -- Returns the bodies of the entries with these frames, which may have more frames around them.
 local stream = KEYS[2]
@@ -368,7 +377,8 @@ if after + 1 < state.first or after >= state.last then return answer end
 local batch = redis.call('XREVRANGE', stream, id(after + 1), '-', 'COUNT', 1)
 if not batch[1] then return {'missing'} end
 answer[3] = string.match(batch[1][1], '^%d+')
-local size, count, wanted = 0, 0, 1
+-- The frames of the first entry up to the cursor take no room.
+local size, count, wanted = -bytes_before(batch[1][2][2], after + 1 - tonumber(answer[3])), 0, 1
 while true do
     for n = 1, #batch do
         local body = batch[n][2][2]
