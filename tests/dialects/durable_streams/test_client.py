@@ -41,7 +41,7 @@ async def outcome(url: str) -> dict[str, Any]:
     return found
 
 
-async def test_an_event_stream_that_breaks_at_any_frame_goes_on_exactly_at_the_kept_offset(
+async def test_an_event_stream_that_breaks_at_any_frame_goes_on_exactly_after_the_last_event(
     outcome: dict[str, Any],
 ) -> None:
     broken = outcome["broken"]

@@ -8,15 +8,7 @@ const backoffOptions = { initialDelay: 10, maxDelay: 50, multiplier: 1 };
 class LogSession {
     constructor({ url, server, agent, kept }) {
         Object.assign(this, { url, server, agent });
-        Object.assign(this, kept ?? { run: null, offset: "-1", events: [] });
-        this.log = null;
-    }
-
-    /** The events up to the offset: those behind it come again. */
-    get kept() {
-        const offset = this.log?.offset ?? this.offset;
-        const events = this.events.filter((event) => event.seq_id <= Number(offset));
-        return { run: this.run, offset, events };
+        this.kept = kept ?? { run: null, events: [] };
     }
 
     async send(text) {
@@ -27,17 +19,18 @@ class LogSession {
         const body = { input: text, background: true, stream_tokens: true };
         const sent = await post(`/v1/conversations/${made.id}/messages`, body);
         await sent.body.cancel();
-        this.run = sent.headers.get("x-run-id");
+        this.kept.run = sent.headers.get("x-run-id");
         return await this.resume();
     }
 
     async resume() {
-        const url = `${this.url}/v1/runs/${this.run}/log`;
-        Object.assign(this, this.kept, { log: null });
+        const { run, events } = this.kept;
+        const url = `${this.url}/v1/runs/${run}/log`;
+        const offset = String(events.at(-1)?.seq_id ?? 0).padStart(16, "0");
         try {
-            this.log = await stream({ url, offset: this.offset, live: "sse", backoffOptions });
-            this.log.closed.catch(() => {}); // The loop raises the same.
-            for await (const event of this.log.jsonStream()) this.events.push(event);
+            const log = await stream({ url, offset, live: "sse", backoffOptions });
+            log.closed.catch(() => {}); // The loop raises the same.
+            for await (const event of log.jsonStream()) events.push(event);
         } catch (error) {
             return `broke: ${error.message}`;
         }
@@ -45,7 +38,7 @@ class LogSession {
     }
 
     get end() {
-        const { events } = this;
+        const { events } = this.kept;
         const failure = events.find((one) => one.message_type === "error_message");
         if (failure) return `failed: ${failure.message}`;
         const reason = events.find((one) => one.message_type === "stop_reason")?.stop_reason;
@@ -54,7 +47,7 @@ class LogSession {
 
     get shown() {
         let shown = [];
-        for (const event of this.events) {
+        for (const event of this.kept.events) {
             if (event.message_type === "assistant_message") shown = added(shown, "text", event.content);
             if (event.message_type === "reasoning_message") shown = added(shown, "reasoning", event.reasoning);
             if (event.message_type === "tool_return_message") shown = [...shown, tool(event.name, event.tool_return)];
