@@ -210,6 +210,7 @@ async def test_a_retry_of_a_refused_request_is_not_taken_for_an_earlier_equal_on
     finally:
         live.context.runs.open_runs.draining = False
     assert refused.status_code == 503
+    assert "otid" not in refused.text.lower()
     retry = await sent(live, path, body, x_stainless_retry_count="1", **key)
     second = await ended(live, retry)
     assert second != first

@@ -91,7 +91,7 @@ class Sends:
         try:
             if self._open_runs.draining:
                 raise UnavailableError(
-                    "The server is shutting down. Send again in a few seconds, with the same OTID.",
+                    "The server is shutting down. Send the same request again in a few seconds.",
                     retry_after_seconds=2,
                 )
             with self._open_runs.sending():

@@ -8,8 +8,9 @@ import pytest
 
 from reattach.domain.errors import ConversationKeyTakenError, NotFoundError
 from reattach.domain.ids import ConversationId, RunId, new_message_id
-from reattach.records.base import RequestExtras, RunCreated, Thread
+from reattach.records.base import RequestExtras, RunCreated, RunKnown, Thread
 from reattach.records.runs.openings import NAMELESS_RUN_TYPE, ConversationKey, Opening
+from reattach.records.runs.retries import RequestDigest
 from tests.support.record_samples import (
     OURS,
     World,
@@ -131,3 +132,29 @@ async def test_nameless_chats_are_deleted_once_the_logs_of_all_their_runs_are_go
     await records.runs.mark_log_deleted([ended[-1]], at(1))
     assert await records.conversation_keys.delete_nameless(10) == 1
     assert not await is_there(twice)
+
+
+@pytest.mark.promise("P9")
+async def test_a_first_attempt_gets_the_run_of_a_retry_that_overtook_it_while_that_is_active(
+    world: World,
+) -> None:
+    runs, name = world.records.runs, "dialect:chat-1"
+
+    async def sent(at_seconds: float, since_seconds: float | None = None) -> RunCreated | RunKnown:
+        conversation = a_conversation(world.agent.id)
+        run = a_run(Thread(world.agent.id, conversation.id), created_at=at(at_seconds))
+        since = None if since_seconds is None else at(since_seconds)
+        opening = Opening(conversation, a_system_message())
+        return await runs.create(
+            OURS, run, None, (), digest=RequestDigest(name, since), opening=opening
+        )
+
+    retry = await sent(100, since_seconds=0)
+    assert isinstance(retry, RunCreated)
+    assert await sent(102) == RunKnown(retry.run)
+    assert isinstance(await sent(110), RunCreated)  # It comes too late to be that one.
+    await runs.settle(retry.run.id, a_settlement())
+    intended = await sent(102)
+    assert isinstance(intended, RunCreated)
+    newest = await sent(120, since_seconds=0)
+    assert isinstance(newest, RunKnown)

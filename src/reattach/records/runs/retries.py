@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy import Connection, bindparam, exists, func, select, update
@@ -24,6 +24,9 @@ _NEWEST: Final = PreparedStatement(
     .order_by(_runs.c.created_at.desc(), _runs.c.ordinal.desc())
     .limit(1)
 )
+_OVERTAKEN: Final = timedelta(seconds=5)
+"""How much later than its repetition a first attempt may come; the SDKs wait for 0.5 to 8 s."""
+
 _RETRY: Final = ":retry"
 """The end of a second name of runs whose requests said that they repeat another one."""
 
@@ -49,13 +52,16 @@ def find_repeated(
 ) -> Row | None:
     """Return the row of the run that a request repeats; ``created_at`` is when it came.
 
-    A repetition waits until equal requests that are being admitted have their runs. If it was
-    faster than the first attempt, that one gets its run instead.
+    A repetition waits until equal requests that are being admitted have their runs. If it overtook
+    the first attempt, that one gets its run while it is active.
     """
     _lock(connection, tenant, digest)
     if digest.since is not None:
         return newest(connection, tenant, digest.name, digest.since)
-    return newest(connection, tenant, digest.name + _RETRY, created_at)
+    row = newest(connection, tenant, digest.name + _RETRY, created_at - _OVERTAKEN)
+    if row is None or row["created_at"] >= created_at or row["status"].is_active:
+        return row
+    return None
 
 
 def names_of(digest: RequestDigest) -> list[str]:
