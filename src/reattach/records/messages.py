@@ -33,7 +33,7 @@ class Messages(Repository):
 
     def __init__(self, database: Database, clock: Clock, *, context_cache_bytes: int) -> None:
         super().__init__(database, clock)
-        self._contexts = Contexts(context_cache_bytes)
+        self._contexts = Contexts(context_cache_bytes, clock.monotonic_seconds)
 
     async def list(
         self,
@@ -71,6 +71,10 @@ class Messages(Repository):
         context, kept = found
         self._contexts.put(thread.key, kept)
         return context
+
+    def drop_idle_contexts(self) -> None:
+        """Free the memory of conversations that had no turn for an hour."""
+        self._contexts.drop_idle()
 
     async def history(self, tenant: TenantId, thread: Thread) -> builtins.list[Message]:
         """Return the messages in context of a thread."""

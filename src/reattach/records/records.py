@@ -151,6 +151,7 @@ class Records:
         while await self.conversations.forget_deleted(SWEEP_BATCH_RUNS) == SWEEP_BATCH_RUNS:
             pass
         await self.tokens.sweep()
+        self.messages.drop_idle_contexts()
         if self._clock.monotonic_seconds() >= self._audit_sweep_due_at:
             await self.audit_log.sweep(self._audit_kept)
             self._audit_sweep_due_at = self._clock.monotonic_seconds() + AUDIT_SWEEP_SECONDS

@@ -16,6 +16,7 @@ from reattach.domain.context_messages import ContextMessages
 from reattach.domain.errors import ConversationBusyError, NotFoundError, PendingApprovalError
 from reattach.domain.events import Usage
 from reattach.domain.ids import new_message_id, new_run_id, new_step_id, new_uuid
+from reattach.domain.limits import CONTEXT_IDLE_SECONDS
 from reattach.domain.messages import (
     ApprovalPart,
     CompactionStats,
@@ -34,6 +35,7 @@ from tests.support.record_samples import (
     NOON,
     OURS,
     THEIRS,
+    HandClock,
     World,
     a_conversation,
     a_message,
@@ -268,6 +270,26 @@ def test_the_cache_keeps_the_most_recently_used_contexts_within_its_limit() -> N
     assert contexts.get("0") is None
     contexts.put("2", None)
     assert contexts.size_bytes == 30
+
+
+async def test_a_context_is_dropped_an_hour_after_its_last_turn(
+    world: World, clock: HandClock
+) -> None:
+    """C18: text that another process deleted does not stay in memory."""
+    messages = world.records.messages
+    await world.turn("one")
+    other = Thread(world.agent.id, (await world.another()).id)
+    await world.turn("two", thread=other)
+    await messages.context(OURS, world.thread)
+    await clock.sleep(CONTEXT_IDLE_SECONDS / 2)
+    await messages.context(OURS, other)
+    await clock.sleep(CONTEXT_IDLE_SECONDS / 2)
+    await world.records.tidy()
+
+    assert messages._contexts.get(world.thread.key) is None
+    kept = messages._contexts.get(other.key)
+    assert kept is not None
+    assert messages._contexts.size_bytes == kept.size_bytes
 
 
 async def test_the_next_turn_gets_the_same_message_objects(world: World) -> None:

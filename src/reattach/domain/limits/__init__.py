@@ -247,6 +247,9 @@ MAX_FAILURE_CHARS: Final = 16 * 1024
 CONTEXT_CACHE_BYTES: Final = 64 * 1024 * 1024
 """Decoded conversation contexts cached between turns: some hundred long conversations."""
 
+CONTEXT_IDLE_SECONDS: Final = 3600.0
+"""How long a context is cached without a turn. Another process may have deleted its messages."""
+
 CONTEXT_MESSAGE_BYTES: Final = 640
 """Approximate memory of a decoded message, beside its texts."""
 

@@ -6,8 +6,9 @@ process wrote since, and only the messages after it have to be read.
 """
 
 import sys
+import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -15,7 +16,7 @@ import msgspec
 from reattach.domain.context import message_tokens, model_messages
 from reattach.domain.context_messages import ContextMessages
 from reattach.domain.ids import StepId
-from reattach.domain.limits import CONTEXT_MESSAGE_BYTES
+from reattach.domain.limits import CONTEXT_IDLE_SECONDS, CONTEXT_MESSAGE_BYTES
 from reattach.domain.messages import ContentPart, Message, Role, TextPart
 from reattach.records.contexts.message_rows import Place
 
@@ -82,9 +83,13 @@ class CachedContext:
 class Contexts:
     """The most recently used contexts, of at most ``limit_bytes`` together."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(
+        self, limit_bytes: int, monotonic_seconds: Callable[[], float] = time.monotonic
+    ) -> None:
         self._limit_bytes = limit_bytes
+        self._monotonic_seconds = monotonic_seconds
         self._cached: OrderedDict[str, CachedContext] = OrderedDict()
+        self._put_at_seconds: dict[str, float] = {}
         self.size_bytes = 0
 
     def get(self, thread_key: str) -> CachedContext | None:
@@ -95,15 +100,26 @@ class Contexts:
 
     def put(self, thread_key: str, context: CachedContext | None) -> None:
         """Replace the cached context of the thread; None or one over the limit removes it."""
-        old = self._cached.pop(thread_key, None)
-        self.size_bytes -= 0 if old is None else old.size_bytes
+        self._drop(thread_key)
         if context is None or context.size_bytes > self._limit_bytes:
             return
         self._cached[thread_key] = context
+        self._put_at_seconds[thread_key] = self._monotonic_seconds()
         self.size_bytes += context.size_bytes
         while self.size_bytes > self._limit_bytes:
-            _, dropped = self._cached.popitem(last=False)
+            self._drop(next(iter(self._cached)))
+
+    def drop_idle(self) -> None:
+        """Drop contexts without a turn for CONTEXT_IDLE_SECONDS, as they may have been deleted."""
+        latest = self._monotonic_seconds() - CONTEXT_IDLE_SECONDS
+        for key in [key for key, at in self._put_at_seconds.items() if at <= latest]:
+            self._drop(key)
+
+    def _drop(self, thread_key: str) -> None:
+        dropped = self._cached.pop(thread_key, None)
+        if dropped is not None:
             self.size_bytes -= dropped.size_bytes
+            del self._put_at_seconds[thread_key]
 
 
 def last_step(messages: Sequence[Message], before: StepId | None = None) -> StepId | None:
