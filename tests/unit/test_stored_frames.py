@@ -42,13 +42,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     return counts
 
 
-async def opened_again(file: Path, sizes: Sizes = SIZES, *, trimmed: int = 1) -> SqliteLog:
+async def opened_again(file: Path, sizes: Sizes = SIZES) -> SqliteLog:
     """A log that has the closed run ``run`` only in chunks."""
     log = await SqliteLog.open_file(file, sizes=sizes)
     writer = await log.open("run", Token(1))
     await writer.append(Seq(1), FRAMES)
     await writer.append(Seq(len(FRAMES) + 1), [], close=True)
-    await log.trim("run", Seq(trimmed))
     async with asyncio.timeout(WAIT_SECONDS):
         while "run" in log.runs and log.runs["run"].first_row is not None:
             await asyncio.sleep(0.001)
@@ -128,9 +127,12 @@ async def test_a_run_that_cannot_be_loaded_is_read_slice_by_slice(
 
 
 async def test_a_trimmed_run_is_loaded_without_the_events_that_are_gone(tmp_path: Path) -> None:
-    log = await opened_again(tmp_path / "log.db", trimmed=100)
-    assert b"".join(await all_slices(log, 99)) == b"".join(FRAMES[99:])
-    assert log.runs["run"].tail.first_seq == 100
-    await log.trim("run", Seq(150))
-    assert b"".join(await all_slices(log, 149)) == b"".join(FRAMES[149:])
+    log = await opened_again(tmp_path / "log.db")
+    async with log.follow("run") as tail:
+        await log.trim("run", Seq(101))  # In the middle of a chunk.
+        assert b"".join(await all_slices(log, 100)) == b"".join(FRAMES[100:])
+        assert tail.first_seq == 101
+        assert b"".join(await all_slices(log, 100)) == b"".join(FRAMES[100:])
+        await log.trim("run", Seq(150))
+        assert b"".join(await all_slices(log, 149)) == b"".join(FRAMES[149:])
     await log.aclose()

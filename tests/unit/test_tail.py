@@ -151,3 +151,28 @@ def test_a_view_keeps_its_frames_when_they_are_trimmed() -> None:
     third = tail.view(Seq(2), **bounds)
     assert third is not None
     assert bytes(third.frames) == frames[2] == tail.slice(Seq(2), **bounds).frames
+
+
+def test_frames_that_are_added_before_a_tail_leave_its_views_and_readers_alone() -> None:
+    frames = [b"%d" % number * 9000 for number in range(10)]
+    earlier, tail = Tail(), Tail(Seq(6))
+    earlier.extend(frames[:5])
+    earlier.trim(Seq(3))
+    tail.extend(frames[5:], close=True)
+    tail.trim(Seq(7))
+    tail.prepend(joined_with(earlier, frames[5]))
+    view = tail.view(Seq(7), max_bytes=10**6, max_events=2)
+    assert view is not None
+    assert tail.first_seq == 3
+    assert tail.last_seq == 10
+    for after in range(2, 10):
+        cut = tail.slice(Seq(after), max_bytes=10**6, max_events=100)
+        assert (cut.first_seq, cut.frames) == (after + 1, b"".join(frames[after:]))
+    tail.trim(Seq(9))
+    assert bytes(view.frames) == b"".join(frames[7:9])
+    assert tail.slice(Seq(8), max_bytes=1, max_events=9).frames == frames[8]
+
+
+def joined_with(tail: Tail, frame: bytes) -> Tail:
+    tail.extend([frame])
+    return tail

@@ -211,10 +211,10 @@ class Tail:
         They must end where this tail begins. ``earlier`` cannot be used any more.
         """
         buffer, ends = earlier._buffer, earlier._ends
-        moved = len(buffer) - self._base
+        moved = earlier._base + len(buffer) - self._base
         ends.fromlist([end + moved for end in self._ends])
         buffer += self._buffer
-        self._buffer, self._ends, self._base = buffer, ends, 0
+        self._buffer, self._ends, self._base = buffer, ends, earlier._base
         self.first_seq = earlier.first_seq
         self._latest = None
 
