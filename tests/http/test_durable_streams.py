@@ -358,6 +358,8 @@ async def test_offsets_beyond_an_open_log_and_before_what_is_kept_are_refused(
     for mode in ({}, {"live": "sse"}, {"live": "long-poll"}):
         ahead = await read(live, path, offset=at(500), **mode)
         assert (ahead.status_code, ahead.json()["code"]) == (409, "cursor_ahead")
+    ahead = await read(live, path, offset=at(500))
+    assert f"offset={at(500)} is past" in ahead.json()["detail"]
     await live.ended(run)
     await live.context.runs.log.trim(run, Seq(3))
     for mode in ({}, {"live": "sse"}, {"live": "long-poll"}):

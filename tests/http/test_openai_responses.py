@@ -152,7 +152,10 @@ async def test_a_reader_of_an_open_response_waits_for_its_next_event(live: LiveS
     path = f"{PATH}/{queued['id']}"
     ahead = await live.client.get(path, params={"stream": True, "starting_after": 9})
     assert ahead.status_code == 409
-    assert ahead.json()["error"]["code"] == "cursor_ahead"
+    error = ahead.json()["error"]
+    assert error["code"] == "cursor_ahead"
+    assert "starting_after=9 is past the last event (1)" in error["message"]
+    assert "Resume with starting_after=1 or lower" in error["message"]
     query = {"stream": "true", "starting_after": "1"}
     async with asyncio.timeout(WAIT_SECONDS), live.client.stream("GET", path, params=query) as read:
         assert read.status_code == 200

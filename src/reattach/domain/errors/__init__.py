@@ -239,17 +239,17 @@ class OtidConflictError(ConflictError):
 
 
 class CursorAheadError(ConflictError):
-    """The cursor is past the end of an open log: it is from another run, or events were lost."""
+    """A client's cursor, which it calls ``name``, is past the ``last`` event of an open log."""
 
-    code = "cursor_ahead"
+    code, _name = "cursor_ahead", "starting_after"
 
-    def __init__(self, run_id: str, cursor: int, last_seq: Seq) -> None:
+    def __init__(self, run_id: str, cursor: object, last: object, name: str = _name) -> None:
         super().__init__(
-            f"starting_after={cursor} is past the last event ({last_seq}) of run {run_id}: the "
+            f"{name}={cursor} is past the last event ({last}) of run {run_id}: the "
             "cursor belongs to another run, or the log lost events.",
-            remedy=f"Resume with starting_after={last_seq} or lower.",
+            remedy=f"Resume with {name}={last} or lower.",
             run_id=run_id,
-            last_seq=last_seq,
+            last_seq=last,
         )
 
 

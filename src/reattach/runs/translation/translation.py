@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from reattach.domain.errors import CursorAheadError, ReattachError
+from reattach.domain.errors import ReattachError
 from reattach.domain.errors.stores import EventsLostError, LogDamagedError
 from reattach.domain.ids import FIRST_SEQ, Seq
 from reattach.domain.limits import REPLAY_SLICE_BYTES, REPLAY_SLICE_EVENTS, TRANSLATION_BYTES
@@ -195,16 +195,8 @@ class Translation:
     def reader(
         self, cursor: Seq, release: AbstractAsyncContextManager[object], *, max_events: int
     ) -> Following:
-        """Return a reader from ``cursor`` on. In an ended run the end is the latest cursor.
-
-        Raises:
-            CursorAheadError: There is no frame at the cursor yet.
-        """
-        cursor = Seq(max(cursor, 0))
-        if cursor > self.tail.last_seq:
-            if not self.tail.closed:
-                raise CursorAheadError(self.target.run_id, cursor, self.tail.last_seq)
-            cursor = self.tail.last_seq
+        """Return a reader from ``cursor`` on, or from the end if the cursor is beyond it."""
+        cursor = Seq(min(max(cursor, 0), self.tail.last_seq))
         return Following(
             self,
             _Shared(self.tail, release),

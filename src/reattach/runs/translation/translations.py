@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Protocol
 
+from reattach.domain.errors import CursorAheadError
 from reattach.domain.ids import RunId, Seq
 from reattach.domain.limits import REPLAY_SLICE_EVENTS, TRANSLATIONS_BYTES
 from reattach.log.base import Slice
@@ -68,6 +69,8 @@ class Translations:
         translation = await using.__aenter__()
         try:
             await translation.open()
+            if cursor > translation.tail.last_seq and not translation.tail.closed:
+                raise _ahead(dialect, target.run_id, cursor, translation.tail.last_seq)
             return translation.reader(Seq(cursor), using, max_events=max_events)
         except BaseException:
             await using.__aexit__(None, None, None)
@@ -136,3 +139,9 @@ class Translations:
             if not translation.users:
                 excess_bytes -= translation.size_bytes
                 del self._kept[key]
+
+
+def _ahead(dialect: Dialect, run_id: RunId, cursor: int, last_seq: Seq) -> CursorAheadError:
+    """Return the error for a cursor, in the numbers and the word of the dialect's clients."""
+    first = dialect.first_cursor
+    return CursorAheadError(run_id, first + cursor, first + last_seq, name=dialect.cursor_name)

@@ -74,6 +74,8 @@ class AgUi:
     name = "ag_ui"
     headers: Sequence[tuple[bytes, bytes]] = ()
     last_frame = b""
+    cursor_name = "cursor"
+    first_cursor = 0
 
     def fold(self, facts: RunFacts) -> "AgUiFold":
         return AgUiFold(facts)

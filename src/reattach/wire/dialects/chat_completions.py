@@ -50,6 +50,8 @@ class ChatCompletions:
     name = "chat_completions"
     headers: Sequence[tuple[bytes, bytes]] = ()
     last_frame = DONE
+    cursor_name = "cursor"
+    first_cursor = 0
 
     def __init__(self, *, includes_usage: bool = False) -> None:
         self._includes_usage = includes_usage

@@ -75,5 +75,13 @@ class Dialect(Protocol):
     def last_frame(self) -> bytes:
         """The bytes after all frames of an ended run; b"" for none. No cursor counts them."""
 
+    @property
+    def cursor_name(self) -> str:
+        """The client's word for its cursor, for errors."""
+
+    @property
+    def first_cursor(self) -> int:
+        """The client's cursor before the first frame: -1 if it sends the number of the last one."""
+
     def fold(self, facts: RunFacts) -> Fold:
         """Return the state before the first event of a run."""

@@ -59,6 +59,8 @@ class Responses:
     name = "responses"
     headers: Sequence[tuple[bytes, bytes]] = ()
     last_frame = b""
+    cursor_name = "starting_after"
+    first_cursor = -1
 
     def fold(self, facts: RunFacts) -> "ResponseFold":
         return ResponseFold(facts)

@@ -76,6 +76,8 @@ class UiMessages:
 
     headers: Sequence[tuple[bytes, bytes]] = HEADERS
     last_frame = DONE
+    cursor_name = "startIndex"
+    first_cursor = 0
 
     def __init__(
         self,

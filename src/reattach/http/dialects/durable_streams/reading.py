@@ -184,7 +184,8 @@ class LogReads:
         run_id = self._target.run_id
         if after_seq > head.last_seq:
             if not head.closed:
-                raise CursorAheadError(run_id, after_seq, head.last_seq)
+                here, end = offset_text(after_seq), offset_text(head.last_seq)
+                raise CursorAheadError(run_id, here, end, name="offset")
             after_seq = head.last_seq
         if after_seq + 1 < head.first_seq:
             is_lost = head.first_seq >= LOST_LOG_FIRST_SEQ
