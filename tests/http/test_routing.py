@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from reattach.http.app import Api
 from reattach.http.routes import DeferredRoute, JsonRoute
 from reattach.http.routing.index import RouteIndex
 from reattach.http.routing.operations import Operation
+from reattach.http.schemas.agent import AgentState
 from tests.support.asgi_server import Server
 
 SEGMENTS = ("active", "", "x/y")
@@ -130,3 +132,26 @@ async def test_values_defaults_and_errors_are_those_of_fastapi(
                 assert await answers(server, path) == own, path
             statuses |= {status for status, _, _ in own}
     assert statuses >= {200, 404, 422}
+
+
+async def test_the_items_of_a_long_list_are_made_in_a_thread(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        await server.agent(name=f"listed {number}", tags=["listed"])
+    path = "/v1/agents/?tags=listed"
+    threads: list[str] = []
+    made: Any = vars(AgentState)["of"].__func__
+
+    def note_thread(cls: Any, *arguments: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return made(cls, *arguments)
+
+    monkeypatch.setattr(AgentState, "of", classmethod(note_thread))
+    inline = (await server.client.get(path)).content
+    for module in ("readable", "routing.operations"):
+        monkeypatch.setattr(f"reattach.http.{module}.MAX_INLINE_ITEMS", 2)
+    assert (await server.client.get(path)).content == inline
+    assert len(threads) == 6
+    assert {name.startswith("asyncio") for name in threads[3:]} == {True}
+    assert not any(name.startswith("asyncio") for name in threads[:3])

@@ -29,7 +29,7 @@ async def list_blocks(
 ) -> list[BlockState]:
     agent = await context.records.agents.get(tenant, agent_id)
     blocks = page_of(agent.blocks, page, lambda block: block.id, "Block")
-    return readable_items("blocks", blocks, BlockState.of)
+    return await readable_items("blocks", blocks, BlockState.of)
 
 
 @router.get(

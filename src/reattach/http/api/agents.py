@@ -85,7 +85,7 @@ async def list_agents(
         last_stop_reason=None if last_stop_reason is None else StopReason(last_stop_reason),
     )
     view = view_of(context, tenant, include)
-    return readable_items("agents", agents, lambda agent: AgentState.of(agent, view))
+    return await readable_items("agents", agents, lambda agent: AgentState.of(agent, view))
 
 
 @router.post("/v1/agents/", operation_id="create_agent", summary="Create an agent")

@@ -40,7 +40,7 @@ async def list_blocks(
         value_search=value_search,
         description_search=description_search,
     )
-    return readable_items("blocks", blocks, BlockState.of)
+    return await readable_items("blocks", blocks, BlockState.of)
 
 
 @router.post("/v1/blocks/", operation_id="create_block", summary="Create a memory block")

@@ -78,7 +78,7 @@ async def list_conversations(
         archive_status=archive_status,
     )
     message_ids = await records.message_ids_of(tenant, conversations)
-    return readable_items(
+    return await readable_items(
         "conversations", conversations, lambda one: ConversationState.of(one, message_ids[one.id])
     )
 

@@ -167,7 +167,7 @@ async def list_steps(
     run = await context.runs.by_id(tenant, run_id)
     steps = await context.records.runs.steps(tenant, run.id, page)
     models = {model.handle: model for model in context.catalog.models()}
-    return readable_items(
+    return await readable_items(
         "steps", steps, lambda step: StepState.of(step, tenant, models.get(step.model or ""))
     )
 

@@ -5,6 +5,7 @@ the operation itself. Here that is worked out once, from FastAPI's own descripti
 (``Dependant``). Values are checked by the same validators, and errors are the same.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+
+MAX_INLINE_ITEMS: Final = 50
+"""Models in a list that are made and encoded in the event loop, in some milliseconds."""
 
 Errors = list[Any]
 """The faults of a request, as Pydantic describes them."""
@@ -57,12 +61,19 @@ class Operation:
         field = self.route.response_field
         if field is None:
             return JSONResponse(jsonable_encoder(result), self.route.status_code or 200)
+        if isinstance(result, list) and len(result) > MAX_INLINE_ITEMS:
+            body = await asyncio.to_thread(self._encoded, field, result)
+        else:
+            body = self._encoded(field, result)
+        return Response(body, self.route.status_code or 200, media_type="application/json")
+
+    def _encoded(self, field: Any, result: Any) -> bytes:
         # Of results with another type than the operation's, FastAPI makes that type.
         value, faults = field.validate(result, {}, loc=("response",))
         if faults:
             raise TypeError(f"{self.route.operation_id} returned another type: {faults[0]}")
-        body = field.serialize_json(value)
-        return Response(body, self.route.status_code or 200, media_type="application/json")
+        body: bytes = field.serialize_json(value)
+        return body
 
 
 @dataclass(frozen=True, slots=True)

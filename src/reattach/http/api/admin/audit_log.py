@@ -27,5 +27,5 @@ async def list_audit_log(
     found = await context.records.audit_log.list(
         tenant, limit=limit + 1, after=after, shows_outsiders=access.is_operator
     )
-    items = readable_items("audit_log", found[:limit], AuditItem.of)
+    items = await readable_items("audit_log", found[:limit], AuditItem.of)
     return AuditPage(items=items, has_more=len(found) > limit)

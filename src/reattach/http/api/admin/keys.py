@@ -33,7 +33,7 @@ async def list_keys(
 ) -> KeyList:
     found = await context.records.keys.page(tenant, limit=limit + 1, after=after)
     now = context.clock.now()
-    items = readable_items("api_keys", found[:limit], lambda key: KeyState.of(key, now))
+    items = await readable_items("api_keys", found[:limit], lambda key: KeyState.of(key, now))
     return KeyList(items=items, has_more=len(found) > limit)
 
 

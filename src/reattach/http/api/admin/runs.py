@@ -77,7 +77,7 @@ async def list_runs(
     )
     found = await context.records.overview.look(wanted, tenant=tenant, limit=limit + 1, after=after)
     live = LiveFigures.of(await context.reports.gather())
-    items = readable_items("runs", found.lines[:limit], lambda line: run_item(line, live))
+    items = await readable_items("runs", found.lines[:limit], lambda line: run_item(line, live))
     listed = {"items": items, "active": found.active, "total": found.total}
     return JsonResponse({**listed, "has_more": len(found.lines) > limit})
 

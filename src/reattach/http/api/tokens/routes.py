@@ -95,7 +95,7 @@ async def list_tokens(
     found = await context.records.tokens.list(
         tenant, page, run_id=run_id, conversation_id=conversation_id
     )
-    return readable_items("stream_tokens", found, TokenState.of)
+    return await readable_items("stream_tokens", found, TokenState.of)
 
 
 @router.delete(
