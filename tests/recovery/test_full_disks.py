@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from reattach.domain.clock import SystemClock
-from reattach.domain.ids import Token
+from reattach.domain.ids import Seq, Token
 from reattach.domain.limits import RECORDS_WAL_BYTES
 from reattach.log.sqlite.log import Sizes, SqliteLog
 from reattach.records.records import Records
@@ -31,6 +31,11 @@ SMALL = Sizes(
 def wal_bytes(file: Path) -> int:
     wal = wal_of(file)
     return wal.stat().st_size if wal.exists() else 0
+
+
+def beginnings(file: Path) -> int:
+    """Return how often the WAL began anew, which its header counts."""
+    return int.from_bytes(wal_of(file).read_bytes()[12:16], "big")
 
 
 @pytest.mark.promise("P7")
@@ -77,6 +82,29 @@ async def test_the_wal_of_the_events_stays_bounded_by_its_true_size(tmp_path: Pa
     for number in range(40):
         await log.delete(f"run-{number}")
         await eventually(is_bounded)
+    await log.aclose()
+
+
+async def test_the_wal_of_busy_events_begins_anew_without_being_truncated(tmp_path: Path) -> None:
+    file = tmp_path / "events.db"
+    sizes = Sizes(journal_bytes=2**30, checkpoint_bytes=2**20, idle_seconds=3600)
+    log = await SqliteLog.open_file(file, sizes=sizes)
+    writer = await log.open("run", Token(1))
+
+    async def append_some() -> None:
+        await writer.append(Seq((await log.head("run")).last_seq + 1), [b"x" * 2000])
+
+    begun = await asyncio.to_thread(beginnings, file)
+    for number in range(1, 4):
+        for _ in range(30):
+            await append_some()
+
+        async def has_begun_anew(expected: int = begun + number) -> bool:
+            await append_some()
+            return await asyncio.to_thread(beginnings, file) >= expected
+
+        await eventually(has_begun_anew)
+        assert 200_000 < await asyncio.to_thread(wal_bytes, file) < 2**20
     await log.aclose()
 
 

@@ -30,7 +30,9 @@ _ROW_BYTES: Final = 2 * 4096
 _SMALLEST_PRUNE: Final = 16
 """Rows are deleted once they take 1/16 of the journal's limit, or are ``_PRUNE_ROWS``."""
 _SIZE_CHECKS: Final = 8
-"""How often the WAL's size is read from disk while it grows to its limit."""
+"""How often the WAL is copied into the database, and its size read, while it grows to its limit."""
+_RESTARTS: Final = 4
+"""How often the WAL is begun anew while as much is written as its file may have."""
 _STEP_RUNS: Final = 64
 """The most runs per transaction, because each one touches another page of the id index."""
 _PRUNE_ROWS: Final = 256
@@ -51,7 +53,8 @@ class Sizes:
     closed_runs_bytes: int = 64 * 1024 * 1024
     """Closed runs kept in memory. Most clients that come back do so soon after the end."""
     checkpoint_bytes: int = 32 * 1024 * 1024
-    """The WAL is checkpointed above this size. An append may wait 10 ms for it, so not often."""
+    """The WAL's file is truncated above this size. An append may wait 30 ms for that, so the WAL is
+    begun anew before, which takes a few."""
     idle_seconds: float = WAL_IDLE_SECONDS
     """The time without writes after which the WAL is emptied."""
 
@@ -67,7 +70,7 @@ class _Part:
 
 
 class _Wal:
-    """Decides when to empty the WAL: by its size on disk, by its age, and after failures.
+    """Decides when to truncate the WAL: by its size on disk, by its age, and after failures.
 
     Between two reads of the size an estimate of the written bytes decides when to read it again.
     """
@@ -209,9 +212,11 @@ class Folding:
     async def _step(self) -> bool:
         """Do one step of work, and return whether there was any."""
         if self._wal.is_urgent:
-            await self._checkpoint()
+            await self._truncate_wal()
         elif self._wal.needs_size_check:
             await self._wal.check_size()
+            if not self._wal.is_urgent:
+                await self._checkpoint()
         elif self._should_prune():
             await self._prune()
         elif parts := self._next_step():
@@ -226,6 +231,12 @@ class Folding:
         return True
 
     async def _checkpoint(self) -> None:
+        """Copy the WAL beside the writer, and let the writer begin it anew if it is long."""
+        content_bytes = await self._read_pool.call(tables.checkpoint)
+        if content_bytes > self._sizes.checkpoint_bytes // _RESTARTS:
+            await self._writer.perform(tables.restart_wal, in_transaction=False)
+
+    async def _truncate_wal(self) -> None:
         """Empty the WAL.
 
         Most of it is copied beside the writer. The writer then copies the rest and truncates it.

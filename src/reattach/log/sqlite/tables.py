@@ -155,20 +155,36 @@ def uncertain_before(connection: sqlite3.Connection) -> int:
     return int(found[0])
 
 
-def checkpoint(connection: sqlite3.Connection) -> None:
-    """Copy as much of the WAL into the database as possible without blocking anybody."""
-    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+def checkpoint(connection: sqlite3.Connection) -> int:
+    """Copy as much of the WAL into the database as possible without blocking anybody.
+
+    Return the bytes of the WAL's content, whatever the size of its file.
+    """
+    (_, pages, _) = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+    return int(pages * page_bytes)
+
+
+def restart_wal(connection: sqlite3.Connection) -> bool:
+    """Copy the whole WAL into the database, so that the next write begins at its start.
+
+    Much faster than ``truncate_wal``, but the file keeps its content until that is overwritten.
+    Return False if readers prevent it.
+    """
+    return _empty_wal(connection, "RESTART")
 
 
 def truncate_wal(connection: sqlite3.Connection) -> bool:
-    """Copy the whole WAL into the database and truncate it; return False if readers prevent it.
+    """Copy the whole WAL into the database and truncate it; return False if readers prevent it."""
+    return _empty_wal(connection, "TRUNCATE")
 
-    Waits for readers for at most TRUNCATE_WAIT_SECONDS, because appends wait meanwhile.
-    """
+
+def _empty_wal(connection: sqlite3.Connection, mode: Literal["RESTART", "TRUNCATE"]) -> bool:
+    """Wait for readers for at most TRUNCATE_WAIT_SECONDS, because appends wait meanwhile."""
     (usual_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
     connection.execute(f"PRAGMA busy_timeout = {int(TRUNCATE_WAIT_SECONDS * 1000)}")
     try:
-        (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        (is_busy, *_) = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
     finally:
         connection.execute(f"PRAGMA busy_timeout = {usual_ms}")
     return not is_busy
