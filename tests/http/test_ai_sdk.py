@@ -24,6 +24,10 @@ async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveSe
         yield live
 
 
+HELLO = {"id": "m", "role": "user", "parts": [{"type": "text", "text": "hello"}]}
+LARGE = {"description": "x" * 300_000}
+
+
 class Client:
     """A client of one chat with an agent."""
 
@@ -461,6 +465,10 @@ async def test_pages_of_messages_end_before_the_named_one(
     [
         ({"id": "c"}, 422),
         ({"id": "c", "messages": []}, 422),
+        ({"id": "a/b", "message": HELLO}, 422),
+        ({"id": "..", "message": HELLO}, 422),
+        ({"id": "c", "message": HELLO, "tools": {"": {}}}, 422),
+        ({"id": "c", "message": HELLO, "tools": {"f": {"inputSchema": LARGE}}}, 422),
         ({"id": "c", "message": {"id": "m", "role": "user", "parts": []}}, 422),
         ({"id": "c", "message": {"id": "m", "role": "system", "parts": []}}, 422),
         ({"id": "c", "message": {"id": "m", "role": "assistant", "parts": []}}, 400),

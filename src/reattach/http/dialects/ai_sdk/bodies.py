@@ -2,10 +2,12 @@
 
 from typing import Annotated, Any, Literal, Self
 
+import msgspec
 from pydantic import AfterValidator, AliasChoices, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from reattach.domain.limits.requests import (
+    MAX_CLIENT_TOOL_BYTES,
     MAX_CLIENT_TOOL_DESCRIPTION_CHARS,
     MAX_CLIENT_TOOLS,
     MAX_ID_CHARS,
@@ -15,7 +17,26 @@ from reattach.domain.limits.requests import (
 )
 from reattach.http.schemas.fields import Answer, Body, kept_json
 
-ChatId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+
+def _in_address(name: str) -> str:
+    if "/" in name or name in {".", ".."}:
+        raise PydanticCustomError(
+            "chat_id", "A chat's id is a part of addresses: leave out '/', and use no '.' alone."
+        )
+    return name
+
+
+def _schema(schema: dict[str, Any]) -> dict[str, Any]:
+    if len(msgspec.json.encode(schema)) > MAX_CLIENT_TOOL_BYTES:
+        raise PydanticCustomError(
+            "schema_bytes",
+            "The schema may have at most {most} bytes as JSON.",
+            {"most": MAX_CLIENT_TOOL_BYTES},
+        )
+    return schema
+
+
+ChatId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS), AfterValidator(_in_address)]
 UiMessageId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 
 
@@ -48,7 +69,7 @@ class ChatTool(Body):
     """A tool that the page runs."""
 
     description: str | None = Field(None, max_length=MAX_CLIENT_TOOL_DESCRIPTION_CHARS)
-    parameters: dict[str, Any] = Field(
+    parameters: Annotated[dict[str, Any], AfterValidator(_schema)] = Field(
         default_factory=dict,
         validation_alias=AliasChoices("parameters", "inputSchema"),
         description="The JSON schema of its arguments; also called `inputSchema`.",
@@ -71,7 +92,7 @@ class ChatBody(Body):
     message_id: UiMessageId | None = Field(
         None, alias="messageId", description="The message that is edited or continued."
     )
-    tools: dict[Annotated[str, Field(max_length=MAX_NAME_CHARS)], ChatTool] = Field(
+    tools: dict[Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)], ChatTool] = Field(
         default_factory=dict,
         max_length=MAX_CLIENT_TOOLS,
         description="The tools that the page runs, by name.",
