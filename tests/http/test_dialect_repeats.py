@@ -163,6 +163,20 @@ async def test_one_idempotency_key_with_two_contents_is_a_conflict(
     assert again.headers["x-run-id"] == run_id
 
 
+async def test_a_message_id_with_another_text_is_a_conflict_in_words_of_that_client(
+    live: LiveServer, agent: str
+) -> None:
+    path, body = request_of("ai-sdk", agent)
+    run_id = await ended(live, await sent(live, path, body))
+    body["messages"][0]["parts"][0]["text"] = "Something else"
+    refused = await sent(live, path, body)
+    assert refused.status_code == 409, refused.text
+    assert (
+        f"The message id of this request was already used by another request (run_id={run_id})"
+        in (refused.text)
+    )
+
+
 # Retries.
 
 
