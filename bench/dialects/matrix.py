@@ -21,8 +21,8 @@ TABLE: Final = CellTable("matrix")
 
 YES: Final = "✓"
 CUTS, QUICK_CUTS = 24, 3
-QUICK: Final = ("`letta-client`, Python", "`openai`, Node: Responses", "`ai` 7, `Chat`")
-"""The clients of a quick run, unless others are named."""
+QUICK: Final = ("`openai`, Node: Responses",)
+"""The clients of a quick run, unless others are named: both forms of one."""
 _TRIES: Final = 2
 
 
