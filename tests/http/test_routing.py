@@ -29,10 +29,10 @@ def server(shared_server: Server) -> Server:
     return shared_server
 
 
-def operations(server: Server) -> list[tuple[JsonRoute, Operation | None]]:
+def operations(server: Server, method: str = "GET") -> list[tuple[JsonRoute, Operation | None]]:
     built = [one.built for one in server.app.routes if isinstance(one, DeferredRoute)]
-    reading = [one for one in built if isinstance(one, JsonRoute) and "GET" in (one.methods or ())]
-    return [(route, Operation.of(route)) for route in reading]
+    found = [one for one in built if isinstance(one, JsonRoute) and method in (one.methods or ())]
+    return [(route, Operation.of(route)) for route in found]
 
 
 def paths(routes: list[BaseRoute]) -> Iterator[str]:
@@ -69,16 +69,22 @@ async def test_few_routes_are_tried_for_a_path(server: Server) -> None:
     assert most < 10 < len(server.app.routes)
 
 
-async def test_only_reads_with_headers_or_models_as_parameters_are_left_to_fastapi(
+async def test_only_operations_with_models_as_parameters_are_left_to_fastapi(
     server: Server,
 ) -> None:
-    others = {route.path for route, operation in operations(server) if operation is None}
+    others = {
+        route.path
+        for method in ("GET", "POST", "PATCH", "DELETE")
+        for route, operation in operations(server, method)
+        if operation is None
+    }
     assert others == {
         "/v1/conversations/{conversation_id}/stream",
         "/v1/runs/{run_id}/stream",
         "/v1/conversations/{conversation_id}/snapshot",
         "/v1/runs/{run_id}/frames",
-        "/v1/runs/{run_id}/log",
+        "/v1/admin/keys",
+        "/v1/tokens",
     }
 
 
@@ -155,3 +161,48 @@ async def test_the_items_of_a_long_list_are_made_in_a_thread(
     assert len(threads) == 6
     assert {name.startswith("asyncio") for name in threads[3:]} == {True}
     assert not any(name.startswith("asyncio") for name in threads[:3])
+
+
+BODIES = (
+    None,
+    b"null",
+    b"[]",
+    b"7",
+    b"{}",
+    b'{"input": 7, "name": 7, "run_ids": 7, "label": [], "messages": {}}',
+    b'{"messages": [{"role": "odd", "content": "x"}, {"role": "user"}], "max_steps": 0}',
+    b'{"messages": [], "callback_url": "x", "system": 7, "text": {"unknown": 1}}',
+)
+
+
+async def faults(server: Server, method: str, path: str) -> list[tuple[int, bytes]]:
+    """Send each body; return the statuses, and the answers that refuse one."""
+    given = []
+    for body in BODIES:
+        for last_event_id in (None, "1"):
+            headers = {} if last_event_id is None else {"last-event-id": last_event_id}
+            if body is not None:
+                headers["content-type"] = "application/json"
+            response = await server.client.request(method, path, content=body, headers=headers)
+            content = re.sub(rb'"trace_id":"[^"]*"', b"", response.content)
+            given.append((response.status_code, content if response.status_code == 422 else b""))
+    return given
+
+
+async def test_faults_of_bodies_are_those_of_fastapi(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(server.app, Api)
+    statuses = set()
+    for method in ("POST", "PATCH"):
+        for route, operation in operations(server, method):
+            if operation is None or operation.body is None or "probe" in route.path:
+                continue
+            path = re.sub(r"\{[^}]*\}", "odd", route.path)
+            own = await faults(server, method, path)
+            with monkeypatch.context() as patched:
+                handler = AsyncExitStackMiddleware(request_response(route.get_route_handler()))
+                patched.setattr(route, "app", handler)
+                assert await faults(server, method, path) == own, path
+            statuses |= {status for status, _ in own}
+    assert statuses >= {200, 400, 404, 422}

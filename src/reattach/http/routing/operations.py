@@ -1,4 +1,4 @@
-"""Operations that read no body: their arguments from a request, and the response from their result.
+"""Operations: their arguments from a request, and the response from their result.
 
 FastAPI works out at every request how each parameter is found, and takes several times as long as
 the operation itself. Here that is worked out once, from FastAPI's own description of the operation
@@ -18,7 +18,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from starlette.datastructures import QueryParams
+from starlette.datastructures import Headers, QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -31,28 +31,31 @@ Errors = list[Any]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """An operation without a body, and how requests become its arguments."""
+    """An operation, and how requests become its arguments."""
 
     route: APIRoute
     function: "_Function"
+    body: "_Body | None"
 
     @classmethod
     def of(cls, route: APIRoute) -> "Operation | None":
         """Return the operation of the route; None if only FastAPI can answer its requests."""
         function = _Function.of(route.dependant)
-        reads = {"GET", "HEAD"}.issuperset(route.methods or ())
-        if function is None or not reads or route.body_field:
+        body = _Body.of(route)
+        if function is None or (route.body_field and body is None):
             return None
-        return cls(route, function)
+        return cls(route, function, body)
 
     async def answer(self, request: Request) -> Response:
         """Call the operation and return its response.
 
         Raises:
-            RequestValidationError: A parameter is missing or not valid.
+            RequestValidationError: A parameter or the body is missing or not valid.
         """
         errors: Errors = []
         arguments = await self.function.arguments(request, {}, errors)
+        if self.body is not None:
+            arguments[self.body.name] = await self.body.read(request, errors)
         if errors:
             raise RequestValidationError(errors)
         result = await self.function.call(**arguments)
@@ -77,8 +80,41 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True)
+class _Body:
+    """The body of a request, one JSON value."""
+
+    name: str
+    """The name of the argument."""
+    is_required: bool
+    default: Any
+    validate: Callable[..., tuple[Any, Sequence[Any]]]
+
+    @classmethod
+    def of(cls, route: APIRoute) -> "_Body | None":
+        """Return the body of the route; None if it has none, or one that only FastAPI reads."""
+        fields = route.dependant.body_params
+        if len(fields) != 1 or route.body_field is not fields[0]:
+            return None
+        info = fields[0].field_info
+        if type(info) is not params.Body or info.validate_default:
+            return None
+        default = None if info.is_required() else fields[0].default
+        return cls(fields[0].name, info.is_required(), default, fields[0].validate)
+
+    async def read(self, request: Request, errors: Errors) -> Any:
+        """Return the value of the body, and add its faults to ``errors``."""
+        if not await request.body():
+            if self.is_required:
+                errors.append(_missing(["body"]))
+            return deepcopy(self.default)
+        value, faults = self.validate(await request.json(), {}, loc=("body",))
+        errors.extend(faults)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
 class _Parameter:
-    """A parameter in the path or the query of a request."""
+    """A parameter in the path, the query or the headers of a request."""
 
     name: str
     """The name of the argument."""
@@ -93,7 +129,7 @@ class _Parameter:
     def of(cls, field: Any) -> "_Parameter | None":
         """Return the parameter of a field; None if it needs more than is known here."""
         info = field.field_info
-        is_known = isinstance(info, params.Path | params.Query) and not info.validate_default
+        is_known = isinstance(info, _KINDS) and not info.validate_default
         if not is_known or _has_members(info.annotation):
             return None
         return cls(
@@ -106,22 +142,27 @@ class _Parameter:
             validate=field.validate,
         )
 
-    def value(self, given: Mapping[str, Any] | QueryParams, errors: Errors) -> Any:
+    def value(self, given: Mapping[str, Any], errors: Errors) -> Any:
         """Return the value of the parameter, and add its faults to ``errors``."""
         found = given.get(self.alias)
         if found is None:
             if self.is_required:
-                place = list(self.place)
-                errors.append({"type": "missing", "loc": place, "msg": _MISSING, "input": None})
+                errors.append(_missing(list(self.place)))
             return deepcopy(self.default)
-        if self.is_list and isinstance(given, QueryParams):
+        if self.is_list and isinstance(given, QueryParams | Headers):
             found = given.getlist(self.alias)
         value, faults = self.validate(found, {}, loc=self.place)
         errors.extend(faults)
         return value
 
 
-_MISSING: Final = "Field required"
+_KINDS: Final = (params.Path, params.Query, params.Header)
+
+
+def _missing(place: list[str]) -> dict[str, Any]:
+    return {"type": "missing", "loc": place, "msg": "Field required", "input": None}
+
+
 _NO_QUERY: Final = QueryParams("")
 
 
@@ -135,6 +176,7 @@ class _Function:
     request_argument: str | None
     path: tuple[_Parameter, ...]
     query: tuple[_Parameter, ...]
+    headers: tuple[_Parameter, ...]
     dependencies: tuple["_Function", ...]
 
     @classmethod
@@ -142,13 +184,14 @@ class _Function:
         """Return the function; None if it needs more of a request than is known here."""
         path = tuple(_Parameter.of(field) for field in dependant.path_params)
         query = tuple(_Parameter.of(field) for field in dependant.query_params)
+        headers = tuple(_Parameter.of(field) for field in dependant.header_params)
         dependencies = tuple(cls.of(one) for one in dependant.dependencies)
         if any(getattr(dependant, name) for name in _UNKNOWN) or None in (
-            *path, *query, *dependencies,
+            *path, *query, *headers, *dependencies,
         ) or not iscoroutinefunction(dependant.call) or not dependant.use_cache:  # fmt: skip
             return None
         return cls(dependant.call, dependant.name, dependant.request_param_name,
-                   path, query, dependencies)  # type: ignore[arg-type]  # fmt: skip
+                   path, query, headers, dependencies)  # type: ignore[arg-type]  # fmt: skip
 
     async def arguments(
         self, request: Request, known: dict[Callable[..., Any], Any], errors: Errors
@@ -174,15 +217,15 @@ class _Function:
             given = request.query_params if request.scope.get("query_string") else _NO_QUERY
             for parameter in self.query:
                 arguments[parameter.name] = parameter.value(given, errors)
+        for parameter in self.headers:
+            arguments[parameter.name] = parameter.value(request.headers, errors)
         if self.request_argument is not None:
             arguments[self.request_argument] = request
         return arguments
 
 
 _UNKNOWN: Final = (
-    "header_params",
     "cookie_params",
-    "body_params",
     "websocket_param_name",
     "http_connection_param_name",
     "response_param_name",
