@@ -52,12 +52,13 @@ def no_key_of_a_provider_is_in_the_environment() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def blocking_the_event_loop_is_an_error() -> Iterator[None]:
     with blockbuster_ctx("reattach", excluded_modules=["reattach.testing"]) as blocking:
-        # Reading a row by its key costs less than a thread: see Database.in_short_read and
-        # Database.run_at_once.
+        # Reading a row by its key costs less than a thread: see docs/decisions/0020.
         for name in ("sqlite3.Connection.execute", "sqlite3.Cursor.fetchall"):
-            blocking.functions[name].can_block_in(
+            one = blocking.functions[name]
+            one.can_block_in(
                 "reattach/records/database/database.py", ("_read_in_loop", "run_at_once")
             )
+            one.can_block_in("reattach/log/sqlite/read_pool.py", "at_once")
         yield
 
 

@@ -12,6 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Final
 
 from reattach.domain.ids import Seq
@@ -141,7 +142,7 @@ class Folding:
         self._wal = _Wal(file, sizes, asyncio.get_running_loop().time)
         self._unfolded: dict[int, RunState] = {}
         self._pending: OrderedDict[RunState, None] = OrderedDict()
-        self._prunable_rows = 0
+        self._prunable_rows = self._prunable_bytes = 0
         self._may_have_garbage = True
         self._needs_room = False
         """A commit failed or the log is idle, so everything that frees disk space is due."""
@@ -252,7 +253,7 @@ class Folding:
         if count >= _PRUNE_ROWS or (count and self._needs_room):
             return True
         smallest = self._sizes.journal_bytes // _SMALLEST_PRUNE
-        return count > 0 and sum(self._row_sizes[row] for row in range(count)) >= smallest
+        return count > 0 and self._prunable_bytes >= smallest
 
     async def _prune(self) -> None:
         count = size_bytes = 0
@@ -263,6 +264,7 @@ class Folding:
         self._wal.note_write(size_bytes)
         self._first_row += count
         self._prunable_rows -= count
+        self._prunable_bytes -= size_bytes
         self._journal_bytes -= size_bytes
         for _ in range(count):
             self._row_sizes.popleft()
@@ -332,7 +334,10 @@ class Folding:
         """Count the rows, oldest first, whose changes are all folded."""
         floor = self._first_row + len(self._row_sizes)
         floor = min(map(_first_row, self._unfolded.values()), default=floor)
-        self._prunable_rows = floor - self._first_row
+        count = floor - self._first_row
+        # Rows become prunable in their order, and only stop being it when they are pruned.
+        self._prunable_bytes += sum(islice(self._row_sizes, self._prunable_rows, count))
+        self._prunable_rows = count
 
 
 def _first_row(run: RunState) -> int:

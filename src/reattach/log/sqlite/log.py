@@ -47,7 +47,7 @@ from reattach.log.sqlite.read_pool import ReadPool
 from reattach.log.sqlite.recovery import RecoveredState, recover
 from reattach.log.sqlite.run_state import Operation, RunState
 from reattach.log.sqlite.stored_frames import StoredFrames
-from reattach.log.sqlite.tables import Connect, Durability, default_connect
+from reattach.log.sqlite.tables import Connect, Durability, StoredRun, default_connect
 from reattach.log.sqlite.writer import Writer
 from reattach.single_flight import SingleFlight
 
@@ -87,7 +87,7 @@ class SqliteLog(Log):
         self.runs = {run.run_id: run for run in recovered.runs.values()}
         self._next_number = recovered.next_number
         self._closed_runs: ClosedRuns[RunState] = ClosedRuns(sizes.closed_runs_bytes)
-        self._look_ups = SingleFlight[str, bool]("log look-up")
+        self._look_ups = SingleFlight[str, None]("log look-up")
         self._stored_frames = StoredFrames(self._query, self._closed_runs, self._evict)
         self._read_pool = read_pool
         self._closing = False
@@ -147,24 +147,24 @@ class SqliteLog(Log):
             tables.prepare(connection, durability)
             return connection
 
-        def start() -> tuple[sqlite3.Connection, RecoveredState]:
+        def start() -> tuple[sqlite3.Connection, RecoveredState, ReadPool]:
             connection = connect_prepared()
             try:
                 tables.create(connection)
-                return connection, recover(connection, after_power_cut=after_power_cut)
+                recovered = recover(connection, after_power_cut=after_power_cut)
+                return connection, recovered, ReadPool(connect_prepared)
             except BaseException:
                 connection.close()
                 raise
 
         try:
-            connection, recovered = await asyncio.to_thread(start)
+            connection, recovered, read_pool = await asyncio.to_thread(start)
         except sqlite3.Error as error:
             raise StartupError(
                 f"The event log {file} cannot be opened: {error}.",
                 remedy="Check that the directory exists, is writable and not full, and that the "
                 "file is a SQLite database.",
             ) from error
-        read_pool = ReadPool(connect_prepared)
         return cls(connection, recovered, read_pool, durability, sizes or Sizes(), file=file)
 
     async def open(
@@ -306,19 +306,24 @@ class SqliteLog(Log):
             run = self.runs.get(run_id)
             if run is not None:
                 return run
-            is_there = await self._look_ups.do(run_id, partial(self._look_up, run_id))
-            if not is_there and run_id not in self.runs:
+            look = partial(tables.run_by_id, run_id=run_id)
+            try:
+                return self._load(self._read_pool.at_once(look))
+            except sqlite3.Error:  # A thread may wait for a lock.
+                await self._look_ups.do(run_id, partial(self._look_up, look))
+            if run_id not in self.runs:
                 return None
 
-    async def _look_up(self, run_id: str) -> bool:
-        """Load the run from the file into memory, and return whether it exists."""
-        stored = await self._query(partial(tables.run_by_id, run_id=run_id))
+    async def _look_up(self, look: Callable[[sqlite3.Connection], StoredRun | None]) -> None:
+        """Load the run that ``look`` finds in the file into memory, if there is one."""
+        self._load(await self._query(look))
+
+    def _load(self, stored: StoredRun | None) -> RunState | None:
         if stored is None:
-            return False
-        run = RunState.from_stored(stored)
-        self.runs[run_id] = run
+            return None
+        run = self.runs[stored.run_id] = RunState.from_stored(stored)
         self._closed_runs.add(run)
-        return True
+        return run
 
     async def _find_damaged(self, run_id: str) -> RunState | None:
         """Return a run that can only be deleted, because its row is damaged."""

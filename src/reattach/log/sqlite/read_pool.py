@@ -17,7 +17,10 @@ class ReadPool:
     """A small pool of threads, each with a connection that is opened on first use."""
 
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+        """For a thread that may block: it opens the connection for ``at_once``."""
         self._connect = connect
+        self._at_once = connect()
+        self._at_once.execute("PRAGMA busy_timeout = 0")
         self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="reattach-log-reader")
 
@@ -27,6 +30,13 @@ class ReadPool:
         If the caller is cancelled, ``work`` still runs and its result is dropped.
         """
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._call, work)
+
+    def at_once(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run ``work``, which finds a row by its key, in the event loop: a thread costs more.
+
+        It never waits for a lock, and raises sqlite3.Error instead.
+        """
+        return work(self._at_once)
 
     async def aclose(self) -> None:
         await asyncio.get_running_loop().run_in_executor(None, self._close)
@@ -43,5 +53,6 @@ class ReadPool:
 
     def _close(self) -> None:
         self._threads.shutdown()
+        self._at_once.close()
         while not self._idle.empty():
             self._idle.get_nowait().close()

@@ -20,6 +20,7 @@ from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, 
 from reattach.domain.errors import StartupError
 from reattach.extras import install_hint
 from reattach.records.database.columns import to_json
+from reattach.records.database.prepared import begin as begin_with
 from reattach.records.database.transactions import Transactions
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ _SESSION: Final = (
 
 def writes(address: URL, *, connections: int = WRITERS) -> Transactions:
     """Return transactions that write, READ COMMITTED: each statement sees the newest state."""
-    return _transactions(address, connections, "READ COMMITTED", _SESSION)
+    begin = "BEGIN ISOLATION LEVEL READ COMMITTED"
+    return _transactions(address, connections, begin, _SESSION)
 
 
 def reads(address: URL) -> Transactions:
@@ -98,7 +100,7 @@ def reads(address: URL) -> Transactions:
     """
     idle = f"SET idle_in_transaction_session_timeout = {int(STATEMENT_SECONDS * 1000)}"
     read_only = f"{_SESSION};{idle};SET default_transaction_read_only = on"
-    return _transactions(address, READERS, "REPEATABLE READ", read_only)
+    return _transactions(address, READERS, "BEGIN ISOLATION LEVEL REPEATABLE READ", read_only)
 
 
 def begin_group(connection: Connection) -> None:
@@ -107,13 +109,13 @@ def begin_group(connection: Connection) -> None:
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
 
 
-def _transactions(address: URL, connections: int, isolation: str, session: str) -> Transactions:
+def _transactions(address: URL, connections: int, begin: str, session: str) -> Transactions:
     engine = _engine(
         address,
         pool_size=connections,
         max_overflow=0,
         pool_pre_ping=True,
-        isolation_level=isolation,
+        isolation_level="AUTOCOMMIT",  # Transactions begin with ``begin``.
         json_serializer=to_json,
         json_deserializer=bytes.decode,  # The types of the columns decode the text.
     )
@@ -122,6 +124,10 @@ def _transactions(address: URL, connections: int, isolation: str, session: str) 
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: Any, _record: Any, _args: Any, arguments: Any) -> BoundedConnection:
         return BoundedConnection.open(session, **arguments)
+
+    @event.listens_for(engine, "begin")
+    def start(connection: Connection) -> None:
+        begin_with(connection, begin)
 
     return Transactions(engine, connections=connections, wait_seconds=WAIT_SECONDS, is_remote=True)
 

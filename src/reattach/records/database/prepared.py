@@ -133,6 +133,24 @@ class _Compiled:
         )  # fmt: skip
 
 
+def begin(connection: Connection, statement: str) -> None:
+    """Begin a transaction with the statement.
+
+    Raises DBAPIError, with ``connection_invalidated`` if the connection was lost.
+    """
+    dialect, driver = connection.dialect, driver_of(connection)
+    try:
+        driver.execute(statement)
+    except dialect.loaded_dbapi.Error as error:
+        is_lost = dialect.is_disconnect(error, driver, None)
+        if is_lost:
+            connection.invalidate(error)
+        raise DBAPIError.instance(
+            statement, None, error, dialect.loaded_dbapi.Error, hide_parameters=True,
+            connection_invalidated=is_lost, dialect=dialect,
+        ) from error  # fmt: skip
+
+
 def driver_of(connection: Connection) -> Any:
     """Return the driver's own connection."""
     return connection.connection.dbapi_connection

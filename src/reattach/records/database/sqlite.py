@@ -1,6 +1,5 @@
 """Everything particular to SQLite: its connections, its pragmas, and how transactions begin."""
 
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from typing_extensions import override
 
 from reattach.records.database.columns import to_json
-from reattach.records.database.prepared import driver_of
+from reattach.records.database.prepared import begin as begin_with
 from reattach.records.database.sqlite_wal import Wal
 from reattach.records.database.transactions import Transactions
 
@@ -61,7 +60,7 @@ class Writes(Transactions):
     def transact(self, work: Callable[[Connection], _T]) -> _T:
         try:
             result = super().transact(work)
-        except (OperationalError, sqlite3.OperationalError):
+        except OperationalError:
             self._wal.try_to_empty()  # It may hold the space that a full disk lacks.
             raise
         self._wal.note_commit()
@@ -152,4 +151,4 @@ def _set_up(engine: Engine, pragmas: list[str], begin: str | None = None) -> Non
 
     @event.listens_for(engine, "begin")
     def start(connection: Connection) -> None:
-        driver_of(connection).execute(begin)
+        begin_with(connection, begin)

@@ -93,6 +93,8 @@ class Transactions:
         self.engine = engine
         self._permits = asyncio.Semaphore(connections)
         self._threads = _Threads("reattach-records")
+        self._idle: list[Connection] = []
+        """Connections between two transactions. The pool of the engine would spend more on each."""
         self._wait_seconds = wait_seconds
         self._is_remote = is_remote
         self._is_closing = False
@@ -122,15 +124,42 @@ class Transactions:
 
     def transact(self, work: Callable[[Connection], _T]) -> _T:
         """Run a transaction in the calling thread and return its result."""
-        with self.engine.connect() as connection:
-            connection.begin()
+        connection = self._begin()
+        try:
             result = work(connection)
             if self._is_remote:
                 with translate_commit_failures():
                     connection.commit()
             else:
                 connection.commit()
+        except BaseException:
+            connection.close()
+            raise
+        self._idle.append(connection)
         return result
+
+    def _begin(self) -> Connection:
+        """Return a connection whose transaction has begun.
+
+        One that is kept may have been lost meanwhile. The begin notices that, so no ping is needed.
+        """
+        with suppress(IndexError):
+            kept = self._idle.pop()
+            try:
+                kept.begin()
+            except DBAPIError as error:
+                kept.close()
+                if not error.connection_invalidated:
+                    raise
+            else:
+                return kept
+        connection = self.engine.connect()
+        try:
+            connection.begin()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def refuse_more(self) -> None:
         """Let later transactions raise StoreUnavailableError."""
@@ -143,6 +172,8 @@ class Transactions:
 
     def _close(self) -> None:
         self._threads.join()
+        while self._idle:
+            self._idle.pop().close()
         self.engine.dispose()
 
 
