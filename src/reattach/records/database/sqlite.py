@@ -37,6 +37,15 @@ ones would take it longer than a visit to a thread."""
 _readable: Final = partial(str, encoding="utf-8", errors="replace")
 """Decodes a text value. One that is not UTF-8 would make the whole result unreadable."""
 
+_CHECKPOINT_PAGES: Final = 2000
+"""The pages of the WAL after which a commit copies them into the database. Sends change the same
+pages over and over, and each is copied once. It is half of RECORDS_WAL_BYTES."""
+
+_WRITE_CACHE_KIB: Final = 8 * 1024
+_READ_CACHE_KIB: Final = 2 * 1024
+"""The memory for pages of one connection. The ids of new rows are spread over all pages of an
+index, so a writer needs more."""
+
 _SYNCHRONOUS: Final = {"process": "NORMAL", "power": "FULL"}
 
 
@@ -104,6 +113,8 @@ def _pragmas(durability: Durability, *, query_only: bool) -> list[str]:
         f"PRAGMA synchronous={_SYNCHRONOUS[durability]}",
         f"PRAGMA query_only={'ON' if query_only else 'OFF'}",
         "PRAGMA secure_delete=ON",
+        f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}",
+        f"PRAGMA cache_size=-{_READ_CACHE_KIB if query_only else _WRITE_CACHE_KIB}",
     ]
 
 

@@ -1,6 +1,6 @@
 """The size of the write-ahead log (WAL) of the records' SQLite file.
 
-SQLite checkpoints the WAL by itself at a thousand pages, but restarts it only while nobody reads,
+SQLite checkpoints the WAL by itself at some thousand pages, but restarts it only while nobody reads,
 and never because the disk is full. Without help it grows under readers and fills the disk.
 """
 
