@@ -10,7 +10,8 @@ import pytest
 
 from reattach.domain.errors import StoreUnavailableError
 from reattach.domain.ids import DEFAULT_TENANT, RunId, new_uuid
-from reattach.records.base import RunCreated, RunKnown
+from reattach.records.base import RunKnown
+from reattach.records.runs.created import RunCreated
 from tests.support.asgi_server import OTHER_TENANT
 from tests.support.live_server import LiveServer, joined, listening, message_body, new_threads, to
 

@@ -22,7 +22,8 @@ from reattach.domain.ids import (
 )
 from reattach.domain.limits import OPEN_LOOK_SECONDS, OPEN_WAIT_SECONDS
 from reattach.http.api import resuming
-from reattach.records.base import RunCreated, RunKnown, Thread
+from reattach.records.base import RunKnown, Thread
+from reattach.records.runs.created import RunCreated
 from tests.support.asgi_server import OTHER_TENANT
 from tests.support.live_server import (
     DONE,

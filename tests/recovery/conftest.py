@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import structlog.testing
 
+from reattach.records.runs.created import AdmittedContext
 from reattach.testing.programs.redis import RedisServer
 from reattach.testing.programs.relay import Relay
 from tests.support.stores import Stores, stores_in
@@ -30,3 +31,9 @@ def relay(redis: RedisServer) -> Iterator[Relay]:
     """A relay in front of ``redis``."""
     with Relay(redis.socket_path) as relay:
         yield relay
+
+
+@pytest.fixture
+def contexts_read_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs begin as if every context were too long to be read with their admission."""
+    monkeypatch.setattr(AdmittedContext, "read", lambda *_: None)

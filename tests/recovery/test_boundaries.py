@@ -123,8 +123,10 @@ async def assert_ended_once(
 @pytest.mark.promise("P2", "P3", "P7")
 @pytest.mark.parametrize("end", DEATHS_OF_A_RUN)
 async def test_a_run_whose_process_dies_has_one_end_after_the_next_start(
-    stores: Stores, end: str
+    stores: Stores, end: str, request: pytest.FixtureRequest
 ) -> None:
+    if end == "before messages.context":
+        request.getfixturevalue("contexts_read_apart")
     conversation = await stores.conversation()
     run, seen = await die_working(stores, conversation, end)
     logged = await stores.frames(run)

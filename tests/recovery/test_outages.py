@@ -75,6 +75,7 @@ async def test_no_reader_gets_the_end_before_the_log_is_closed_or_done_before_th
 @pytest.mark.parametrize(
     "step", ["log.open", "messages.context", "log.append", "log.close", "runs.settle"]
 )
+@pytest.mark.usefixtures("contexts_read_apart")
 async def test_an_outage_within_the_retry_time_loses_and_doubles_no_event(
     stores: Stores, step: str, loses_answers: bool
 ) -> None:
@@ -195,6 +196,7 @@ async def test_a_run_whose_log_could_not_be_opened_is_not_reported_as_expired(
 
 
 @pytest.mark.promise("P3")
+@pytest.mark.usefixtures("contexts_read_apart")
 async def test_a_run_whose_conversation_cannot_be_read_ends_at_once_with_an_error(
     stores: Stores,
 ) -> None:

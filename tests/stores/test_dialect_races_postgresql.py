@@ -13,10 +13,11 @@ import pytest
 
 from reattach.domain.clock import SystemClock
 from reattach.domain.errors import ConversationKeyTakenError
-from reattach.records.base import Conversation, RunCreated, RunKnown, Thread
+from reattach.records.base import Conversation, RunKnown, Thread
 from reattach.records.conversations import insert_conversation
 from reattach.records.records import Records
 from reattach.records.runs import admission
+from reattach.records.runs.created import RunCreated
 from reattach.records.runs.openings import ConversationKey, Opening
 from reattach.records.runs.retries import RequestDigest
 from tests.support.record_samples import (

@@ -18,11 +18,12 @@ from reattach.domain.errors import (
     StoreUnavailableError,
 )
 from reattach.domain.messages import TextPart
-from reattach.records.base import RunCreated, RunNotes, Thread
+from reattach.records.base import RunNotes, Thread
 from reattach.records.database import connection as bounded
 from reattach.records.database import postgresql, schema
 from reattach.records.database.database import Database
 from reattach.records.records import Records
+from reattach.records.runs.created import RunCreated
 from reattach.records.runs.notifications import NotificationsMissed, RunSettled
 from reattach.testing.programs.postgresql import PostgresqlServer
 from reattach.testing.programs.relay import Relay

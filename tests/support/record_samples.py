@@ -28,12 +28,12 @@ from reattach.records.base import (
     RequestConfig,
     RequestKey,
     Run,
-    RunCreated,
     Settlement,
     Step,
     Thread,
 )
 from reattach.records.records import Records
+from reattach.records.runs.created import RunCreated
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -366,11 +366,6 @@ class RequestKey:
 
 
 @dataclass(frozen=True, slots=True)
-class RunCreated:
-    run: Run
-
-
-@dataclass(frozen=True, slots=True)
 class RunKnown:
     """An earlier request with the same key created this run."""
 

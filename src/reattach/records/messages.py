@@ -31,9 +31,9 @@ from reattach.records.spans import ByOrdinal, MessageSpans
 class Messages(Repository):
     """The messages of each tenant. A cursor that is not in a list raises NotFoundError."""
 
-    def __init__(self, database: Database, clock: Clock, *, context_cache_bytes: int) -> None:
+    def __init__(self, database: Database, clock: Clock, contexts: Contexts) -> None:
         super().__init__(database, clock)
-        self._contexts = Contexts(context_cache_bytes, clock.monotonic_seconds)
+        self._contexts = contexts
 
     async def list(
         self,

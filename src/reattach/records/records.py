@@ -14,6 +14,7 @@ from reattach.records.agents import Agents
 from reattach.records.audit_log import AuditLog
 from reattach.records.blocks import Blocks
 from reattach.records.callbacks import Callbacks
+from reattach.records.contexts.contexts import Contexts
 from reattach.records.conversations import Conversations
 from reattach.records.database.database import Database
 from reattach.records.database.sqlite import Durability
@@ -55,8 +56,9 @@ class Records:
         self.blocks = Blocks(database, clock)
         self.conversations = Conversations(database, clock)
         self.conversation_keys = ConversationKeys(database, clock)
-        self.messages = Messages(database, clock, context_cache_bytes=context_cache_bytes)
-        self.runs = Runs(database, clock)
+        contexts = Contexts(context_cache_bytes, clock.monotonic_seconds)
+        self.messages = Messages(database, clock, contexts)
+        self.runs = Runs(database, clock, contexts)
         self.run_summaries = RunSummaries(database, clock)
         self.overview = Overview(database, clock)
         self.cut_offs = CutOffs(database, clock)

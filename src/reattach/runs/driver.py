@@ -38,6 +38,7 @@ from reattach.engine.base import (
 from reattach.log.base import Log, RunWriter
 from reattach.log.commit_times import Stretch
 from reattach.records.base import Attempt, Run, Settlement
+from reattach.records.contexts.contexts import ThreadContext
 from reattach.records.runs.runs import Runs
 from reattach.runs.attempts.continuation import Continuation, continue_run
 from reattach.runs.attempts.policy import ContinuePolicy, Interruption
@@ -115,6 +116,8 @@ class RunDriver:
         self.record = OwnedRun(run, runs, clock)
         self.admitted = interrupted is not None
         """Whether the records have the run with this driver's process as its owner."""
+        self.context: ThreadContext | None = None
+        """The context of the thread as of the admission, if that has read it."""
         self.opened = asyncio.Event()
         self.done = asyncio.Event()
         self.settled = False
@@ -214,7 +217,7 @@ class RunDriver:
             self._reports.begin_first(self.run, self._output.transcript)
         # Read while the log opens: no other run can add to the thread now.
         turn = asyncio.create_task(
-            until_available(self._clock, lambda: self._source.turn(self.run)),
+            until_available(self._clock, lambda: self._source.turn(self.run, self.context)),
             name=f"turn {self.run.id}",
         )
         turn.add_done_callback(lambda task: task.cancelled() or task.exception())

@@ -21,10 +21,10 @@ from reattach.records.base import (
     RequestConfig,
     RequestExtras,
     Run,
-    RunCreated,
     RunKnown,
     Thread,
 )
+from reattach.records.runs.created import RunCreated
 from reattach.records.runs.openings import Opening
 from reattach.records.runs.retries import RequestDigest
 from reattach.runs.attempts.plan import RunPlan
@@ -173,6 +173,7 @@ class Sends:
             if isinstance(outcome, RunCreated):
                 driver.record.run = outcome.run  # with its approval answers completed
                 driver.admitted = True
+                driver.context = outcome.context
                 await driver.drive()
 
     async def _create(self, run: Run, send: Send) -> RunCreated | RunKnown:

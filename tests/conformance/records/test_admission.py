@@ -13,9 +13,10 @@ from reattach.domain.errors import (
 )
 from reattach.domain.events import RunStatus
 from reattach.domain.ids import Token, new_agent_id, new_conversation_id
-from reattach.records.base import Run, RunCreated, RunKnown, Thread
+from reattach.records.base import Run, RunKnown, Thread
 from reattach.records.records import Records
 from reattach.records.runs import admission
+from reattach.records.runs.created import RunCreated
 from tests.support.record_samples import (
     OURS,
     THEIRS,

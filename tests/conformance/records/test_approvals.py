@@ -16,8 +16,9 @@ from reattach.domain.errors import (
 )
 from reattach.domain.ids import RunId, new_message_id, new_step_id
 from reattach.domain.messages import ApprovalPart, Message, Role, ToolCallPart, ToolReturnPart
-from reattach.records.base import Run, RunCreated, RunKnown, Thread
+from reattach.records.base import Run, RunKnown, Thread
 from reattach.records.records import Records
+from reattach.records.runs.created import RunCreated
 from tests.support.record_samples import (
     OURS,
     THEIRS,

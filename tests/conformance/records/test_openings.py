@@ -8,7 +8,8 @@ import pytest
 
 from reattach.domain.errors import ConversationKeyTakenError, NotFoundError
 from reattach.domain.ids import ConversationId, RunId, new_message_id
-from reattach.records.base import RequestExtras, RunCreated, RunKnown, Thread
+from reattach.records.base import RequestExtras, RunKnown, Thread
+from reattach.records.runs.created import RunCreated
 from reattach.records.runs.openings import NAMELESS_RUN_TYPE, ConversationKey, Opening
 from reattach.records.runs.retries import RequestDigest
 from tests.support.record_samples import (

@@ -11,10 +11,11 @@ from sqlalchemy import JSON, Connection, Text, cast, select, type_coerce, update
 from reattach.domain.errors import ConflictError, NotFoundError
 from reattach.domain.events import RunStatus, StopReason, Usage
 from reattach.domain.ids import AgentId, ConversationId, RunId, Seq, Token, new_run_id
-from reattach.records.base import RequestConfig, Run, RunCreated, RunError, Target, Thread
+from reattach.records.base import RequestConfig, Run, RunError, Target, Thread
 from reattach.records.database import schema
 from reattach.records.database.database import Database
 from reattach.records.records import Records
+from reattach.records.runs.created import RunCreated
 from reattach.records.runs.hidden_events import HiddenEvent
 from reattach.records.runs.lists.pages import (
     MOST_FORMS,

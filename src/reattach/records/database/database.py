@@ -26,6 +26,9 @@ from reattach.records.database.url import Backend, address_of, backend_of
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
+RACES: Final = 5
+"""Attempts at a write that another process may make fail, because it inserts the same key."""
+
 _LOST_RACES: Final = {"40001", "40P01"}
 """The SQLSTATEs of a transaction that may succeed when it is repeated."""
 
@@ -140,6 +143,24 @@ class Database:
         """Run ``work`` as a transaction that writes, and return its result once committed."""
         transaction = self.writes.run(lambda connection: work(connection, *args, **kwargs))
         return await self._measured("write", transaction)
+
+    async def in_raced_write(
+        self,
+        work: Callable[Concatenate[Connection, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """Run ``work`` as ``in_write`` does, and again if another transaction was faster.
+
+        The failure of the last of RACES attempts is raised.
+        """
+        for _ in range(RACES - 1):
+            try:
+                return await self.in_write(work, *args, **kwargs)
+            except ReattachError as error:
+                if not lost_a_race(error):
+                    raise
+        return await self.in_write(work, *args, **kwargs)
 
     async def in_grouped_read(
         self,

@@ -1,5 +1,6 @@
 """Everything particular to SQLite: its connections, its pragmas, and how transactions begin."""
 
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing_extensions import override
 
 from reattach.records.database.columns import to_json
 from reattach.records.database.prepared import begin as begin_with
+from reattach.records.database.prepared import driver_of
 from reattach.records.database.sqlite_wal import Wal
 from reattach.records.database.transactions import Transactions
 
@@ -63,7 +65,7 @@ class Writes(Transactions):
         engine = _engine(url, pool_size=1, max_overflow=0)
         _set_up(engine, _pragmas(durability, query_only=False), "BEGIN IMMEDIATE")
         super().__init__(engine, connections=1, wait_seconds=WAIT_SECONDS, is_remote=False)
-        self._wal = Wal(url.database or "", engine)
+        self._wal = Wal(url.database or "", self.lend)
 
     @override
     def transact(self, work: Callable[[Connection], _T]) -> _T:

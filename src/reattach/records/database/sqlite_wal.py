@@ -1,18 +1,20 @@
 """The size of the write-ahead log (WAL) of the records' SQLite file.
 
-SQLite checkpoints the WAL by itself at some thousand pages, but restarts it only while nobody reads,
-and never because the disk is full. Without help it grows under readers and fills the disk.
+SQLite checkpoints the WAL by itself when it has many pages, but restarts it only while nobody
+reads, and never because the disk is full. Without help it grows under readers and fills the disk.
 """
 
 import sqlite3
 import time
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection
 
 from reattach.domain.limits import RECORDS_WAL_BYTES
+from reattach.records.database.prepared import driver_of
 
 _READERS_WAIT_MS: Final = 100
 """How long to wait for readers; writers wait meanwhile."""
@@ -23,9 +25,10 @@ _PAUSE_SECONDS: Final = 1.0
 class Wal:
     """The WAL of one file. Used only by the thread that writes."""
 
-    def __init__(self, file: str, engine: Engine) -> None:
+    def __init__(self, file: str, lend: Callable[[], AbstractContextManager[Connection]]) -> None:
+        """``lend`` lends a connection that writes, without a transaction."""
         self._file = Path(f"{file}-wal")
-        self._engine = engine
+        self._lend = lend
         self._tried_at_seconds = -_PAUSE_SECONDS
 
     def note_commit(self) -> None:
@@ -48,8 +51,8 @@ class Wal:
         """Move the WAL into the database, and truncate its file unless a reader needs it."""
         if not self._size_bytes():
             return
-        with closing(self._engine.raw_connection()) as borrowed:
-            cursor = borrowed.cursor()
+        with self._lend() as connection:
+            cursor = driver_of(connection).cursor()
             (usual_ms,) = cursor.execute("PRAGMA busy_timeout").fetchone()
             cursor.execute(f"PRAGMA busy_timeout = {_READERS_WAIT_MS}")
             try:

@@ -143,8 +143,8 @@ class Transactions:
 
         One that is kept may have been lost meanwhile. The begin notices that, so no ping is needed.
         """
-        with suppress(IndexError):
-            kept = self._idle.pop()
+        kept = self._take_idle()
+        if kept is not None:
             try:
                 kept.begin()
             except DBAPIError as error:
@@ -160,6 +160,21 @@ class Transactions:
             connection.close()
             raise
         return connection
+
+    @contextmanager
+    def lend(self) -> Iterator[Connection]:
+        """Lend a connection without a transaction, for work in ``visit``."""
+        connection = self._take_idle() or self.engine.connect()
+        try:
+            yield connection
+        finally:
+            self._idle.append(connection)
+
+    def _take_idle(self) -> Connection | None:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
 
     def refuse_more(self) -> None:
         """Let later transactions raise StoreUnavailableError."""

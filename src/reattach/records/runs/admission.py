@@ -39,11 +39,12 @@ from reattach.domain.ids import TenantId
 from reattach.domain.limits.requests import ANSWERS_LOOKED_AT
 from reattach.domain.messages import input_text
 from reattach.records import lookup, threads
-from reattach.records.base import RequestKey, Run, RunCreated, RunKnown, Thread
+from reattach.records.base import RequestKey, Run, RunKnown, Thread
 from reattach.records.conversations import insert_conversation
 from reattach.records.database import schema
 from reattach.records.database.prepared import PreparedStatement, Row
 from reattach.records.runs import retries
+from reattach.records.runs.created import RunCreated
 from reattach.records.runs.openings import Opening, find_conversation, insert_key
 
 

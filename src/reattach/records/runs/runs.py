@@ -21,7 +21,8 @@ from sqlalchemy import (
     update,
 )
 
-from reattach.domain.errors import ConflictError, ReattachError
+from reattach.domain.clock import Clock
+from reattach.domain.errors import ConflictError
 from reattach.domain.events import RunStatus, StopReason
 from reattach.domain.ids import AgentId, ConversationId, RunId, TenantId, Token
 from reattach.records import lookup
@@ -33,7 +34,6 @@ from reattach.records.base import (
     Page,
     RequestKey,
     Run,
-    RunCreated,
     RunKnown,
     RunNotes,
     Settlement,
@@ -41,8 +41,9 @@ from reattach.records.base import (
     Target,
     Thread,
 )
+from reattach.records.contexts.contexts import Contexts
 from reattach.records.database import schema
-from reattach.records.database.database import lost_a_race
+from reattach.records.database.database import Database
 from reattach.records.database.prepared import PreparedStatement
 from reattach.records.paging import SortOrder, page_of
 from reattach.records.repository import Repository
@@ -50,6 +51,7 @@ from reattach.records.runs import audit as auditing
 from reattach.records.runs import cut_offs, hidden_events, orphans, retries, timelines
 from reattach.records.runs.admission import admit, known_run, run_of
 from reattach.records.runs.audit import Standing
+from reattach.records.runs.created import AdmittedContext, RunCreated
 from reattach.records.runs.hidden_events import HiddenEvent
 from reattach.records.runs.lists.pages import RunPages, run_filters
 from reattach.records.runs.marks import mark_active, release
@@ -58,10 +60,6 @@ from reattach.records.runs.openings import Opening
 from reattach.records.runs.orphans import TakenOver
 from reattach.records.runs.settlement import settle
 from reattach.records.tokens.tokens import revoke_of_run
-
-_ADMISSIONS: Final = 5
-"""Attempts to create a run. Each failed one means that another process has just created a run of
-the key or thread."""
 
 NOBODY: Final = ""
 """The owner of a disclaimed run: no process registers under this id."""
@@ -104,6 +102,10 @@ _STEP_FIELDS: Final = tuple(field.name for field in fields(Step))
 class Runs(Repository):
     """The runs of each tenant. Methods without a tenant are for the server itself."""
 
+    def __init__(self, database: Database, clock: Clock, contexts: Contexts) -> None:
+        super().__init__(database, clock)
+        self._contexts = contexts
+
     async def create(
         self,
         tenant: TenantId,
@@ -119,9 +121,9 @@ class Runs(Repository):
 
         Among any number of calls with one key, in any process, exactly one creates a run; the
         others return that run. A key without OTIDs is ignored. An answer that was given before
-        returns the run that received it, and a request returns the run that its ``digest`` says it
-        repeats. ``repeated`` says that an earlier call with this run got
-        no reply: it may have created the run, or may still do so.
+        returns the run that received it, and a request the run that its ``digest`` says it repeats.
+        ``repeated`` says that an earlier call with this run got no reply: it may have created the
+        run, or may still do so. A new run comes with the context of its thread.
 
         Raises, in this order:
             OtidConflictError: The key is known with another payload.
@@ -132,14 +134,12 @@ class Runs(Repository):
             AnswerRefusedError: The thread does not wait for this answer.
         """
         admission = partial(admit, digest=digest, opening=opening, repeated=repeated)
-        for _ in range(_ADMISSIONS):
-            try:
-                return await self._database.in_write(admission, tenant, run, key, otids)
-            except ReattachError as error:
-                if not lost_a_race(error):
-                    raise
-                lost = error
-        raise lost
+        context = AdmittedContext(self._contexts, run.thread)
+
+        def create(connection: Connection) -> RunCreated | RunKnown:
+            return admission(connection, tenant, run, key, otids)
+
+        return context.added_to(await self._database.in_raced_write(context.admit, create))
 
     async def find_by_key(self, tenant: TenantId, key: RequestKey) -> Run | None:
         """Return the run that the key created. Raises OtidConflictError for another payload."""

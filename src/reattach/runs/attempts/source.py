@@ -7,6 +7,7 @@ from reattach.agent.engine_factory import EngineFactory
 from reattach.agent.turns import TurnPlan, make_turn
 from reattach.engine.base import Engine, Turn
 from reattach.records.base import Agent, Conversation, Run
+from reattach.records.contexts.contexts import ThreadContext
 from reattach.records.messages import Messages
 
 
@@ -38,11 +39,12 @@ class TurnSource:
         agent = self.agent.with_tools(self.plan.tools)
         return self.factory.engine(run.model or "", run.tenant, agent, self.conversation)
 
-    async def turn(self, run: Run) -> Turn:
-        """Read the conversation, and return the turn without earlier attempts.
+    async def turn(self, run: Run, context: ThreadContext | None = None) -> Turn:
+        """Return the turn without earlier attempts; reads the conversation without ``context``.
 
         Raises:
             StoreUnavailableError: The records do not answer.
         """
-        context = await self.messages.context(run.tenant, run.thread)
+        if context is None:
+            context = await self.messages.context(run.tenant, run.thread)
         return make_turn(run, context, self.plan)

@@ -1,0 +1,51 @@
+"""A new run, with the context of its thread that its admission has read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection
+
+from reattach.records import threads
+from reattach.records.base import Run, RunKnown, Thread
+from reattach.records.contexts.contexts import CachedContext, Contexts, ThreadContext
+
+
+@dataclass(frozen=True, slots=True)
+class RunCreated:
+    run: Run
+    context: ThreadContext | None = field(default=None, compare=False)
+    """The context of its thread, unless it is long: see ``Messages.context``."""
+
+
+class AdmittedContext:
+    """Reads the context of a thread in the transaction that admits a run, unless it is long.
+
+    Once the run is admitted, no other one can add to the thread.
+    """
+
+    def __init__(self, contexts: Contexts, thread: Thread) -> None:
+        self._contexts = contexts
+        self._thread = thread
+        self._cached = contexts.get(thread.key)
+        self._found: tuple[ThreadContext, CachedContext | None] | None = None
+
+    def admit(
+        self, connection: Connection, admit: Callable[[Connection], RunCreated | RunKnown]
+    ) -> RunCreated | RunKnown:
+        """Call ``admit`` and return its result; read the context if it has created the run."""
+        outcome = admit(connection)
+        if isinstance(outcome, RunCreated):
+            self.read(connection)
+        return outcome
+
+    def read(self, connection: Connection) -> None:
+        """Read the context if that takes few messages."""
+        self._found = threads.context(connection, self._thread, self._cached, in_one_piece=True)
+
+    def added_to(self, outcome: RunCreated | RunKnown) -> RunCreated | RunKnown:
+        """Return the outcome of the committed transaction with the context, if that was read."""
+        if isinstance(outcome, RunKnown) or self._found is None:
+            return outcome
+        context, kept = self._found
+        self._contexts.put(self._thread.key, kept)
+        return RunCreated(outcome.run, context)
