@@ -48,13 +48,17 @@ async def opened_again(file: Path, sizes: Sizes = SIZES) -> SqliteLog:
     writer = await log.open("run", Token(1))
     await writer.append(Seq(1), FRAMES)
     await writer.append(Seq(len(FRAMES) + 1), [], close=True)
-    async with asyncio.timeout(WAIT_SECONDS):
-        while "run" in log.runs and log.runs["run"].first_row is not None:
-            await asyncio.sleep(0.001)
+    await folded(log)
     await log.aclose()
     log = await SqliteLog.open_file(file, sizes=sizes)
     assert "run" not in log.runs or not log.runs["run"].tail.size_bytes
     return log
+
+
+async def folded(log: SqliteLog) -> None:
+    async with asyncio.timeout(WAIT_SECONDS):
+        while "run" in log.runs and log.runs["run"].first_row is not None:
+            await asyncio.sleep(0.001)
 
 
 async def piece(log: Log, after: int, max_bytes: int = 500) -> bytes:
@@ -130,6 +134,9 @@ async def test_a_trimmed_run_is_loaded_without_the_events_that_are_gone(tmp_path
     log = await opened_again(tmp_path / "log.db")
     async with log.follow("run") as tail:
         await log.trim("run", Seq(101))  # In the middle of a chunk.
+        assert (await piece(log, 150)).startswith(FRAMES[150])
+        assert (await piece(log, 150)).startswith(FRAMES[150])
+        await folded(log)
         assert b"".join(await all_slices(log, 100)) == b"".join(FRAMES[100:])
         assert tail.first_seq == 101
         assert b"".join(await all_slices(log, 100)) == b"".join(FRAMES[100:])

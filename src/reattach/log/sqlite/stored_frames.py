@@ -43,7 +43,7 @@ class StoredFrames:
 
         The result may be the run's own tail.
         """
-        if run.is_load_due:
+        if run.is_load_due and run in self._closed_runs:  # Else a change of it is being folded.
             await self._loads.do(run.run_id, partial(self._load, run))
             if after_seq + 1 >= run.tail.first_seq:
                 return run.tail
