@@ -329,18 +329,23 @@ def call(call_id: str = "call-1") -> Json:
     ("messages", "param", "words"),
     [
         ([], "messages", "not empty"),
-        ([assistant("hi")], "messages.0.role", "Add a message of the user"),
-        ([user("a"), assistant("b"), {"role": "system", "content": "c"}], "messages.2.role", "Add"),
-        ([user("a"), assistant(None, call()), user("b")], "messages.2.role", "has no result"),
+        ([assistant("hi")], "messages[0].role", "Add a message of the user"),
+        (
+            [user("a"), assistant("b"), {"role": "system", "content": "c"}],
+            "messages[2].role",
+            "Add",
+        ),
+        ([user("a"), assistant(None, call()), user("b")], "messages[2].role", "has no result"),
         (
             [user("a"), assistant(None, call()), returned({"id": "other"}, "x")],
-            "messages.2.tool_call_id",
+            "messages[2].tool_call_id",
             "No call with the id 'other'",
         ),
-        ([user("a"), assistant(None, call(), call())], "messages.1.tool_calls", "Two calls"),
-        ([user("a"), returned(call(), "x")], "messages.1.role", "must precede"),
-        ([{"role": "function", "content": "x"}], "messages.0", "role"),
-        ([{"role": "user", "content": [{"type": "input_audio"}]}], None, "type"),
+        ([user("a"), assistant(None, call(), call())], "messages[1].tool_calls", "Two calls"),
+        ([user("a"), returned(call(), "x")], "messages[1].role", "must precede"),
+        ([{"role": "function", "content": "x"}], "messages[0]", "role"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content", "string"),
+        ([{"role": "user", "content": 5}], "messages[0].content", "string"),
     ],
 )
 async def test_messages_that_make_no_conversation_are_refused_with_their_place(

@@ -163,12 +163,32 @@ async def on_disconnect(request: Request, error: Exception) -> Response:  # noqa
 async def on_invalid_request(request: Request, error: Exception) -> Response:  # noqa: ARG001
     assert isinstance(error, RequestValidationError)
     found: Sequence[Mapping[str, Any]] = error.errors()
-    return error_response(invalid([_fault(one) for one in found], **_examples(found)))
+    faults = [_fault(one, error.body) for one in found]
+    return error_response(invalid(faults, **_examples(found)))
 
 
-def _fault(one: Mapping[str, Any]) -> Fault:
-    location = [part if isinstance(part, int) else _cut(str(part)) for part in one["loc"]]
+def _fault(one: Mapping[str, Any], body: object) -> Fault:
+    location = [
+        part if isinstance(part, int) else _cut(str(part)) for part in _place(one["loc"], body)
+    ]
     return Fault(location, _cut(explain(one)), str(one["type"]))
+
+
+def _place(location: Sequence[str | int], body: object) -> list[str | int]:
+    """Return the location without the names of types that Pydantic adds for unions."""
+    first, *parts = location
+    if first != "body" or body is None:
+        return [*location]
+    place: list[str | int] = [first]
+    value: Any = body
+    for number, part in enumerate(parts, 1):
+        is_index = isinstance(part, int) and isinstance(value, list) and part < len(value)
+        if is_index or (isinstance(value, dict) and part in value):
+            value = value[part]
+        elif number < len(parts) or not isinstance(value, dict):
+            continue  # Only the last one can be a member that is missing.
+        place.append(part)
+    return place
 
 
 def _examples(found: Sequence[Mapping[str, Any]]) -> dict[str, object]:

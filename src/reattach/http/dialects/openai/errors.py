@@ -38,11 +38,12 @@ _TAKEN = frozenset({"detail", "code", "error", "errors", "message", "type", "par
 
 
 def _param_of(members: Mapping[str, Any]) -> str | None:
-    """Return the member of the request that is wrong, such as ``messages.0.role``."""
+    """Return the member of the request that is wrong, such as ``messages[0].role``."""
     faults = members.get("errors")
     if not isinstance(faults, list) or not faults or not isinstance(faults[0], dict):
         return None
     place = faults[0].get("loc")
     if not isinstance(place, list) or len(place) < 2:
         return None
-    return ".".join(str(part) for part in place[1:])
+    named = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place[1:])
+    return named.removeprefix(".")
