@@ -57,7 +57,8 @@ class Operation:
         if self.body is not None:
             arguments[self.body.name] = await self.body.read(request, errors)
         if errors:
-            raise RequestValidationError(errors)
+            has_body = self.body is not None and await request.body()
+            raise RequestValidationError(errors, body=await request.json() if has_body else None)
         result = await self.function.call(**arguments)
         if isinstance(result, Response):
             return result
