@@ -257,6 +257,17 @@ async def test_the_id_of_a_conversation_is_the_name_of_a_thread(client: Client) 
     assert len(await client.live.run_ids(conversation_id=conversation)) == 2
 
 
+async def test_an_unknown_id_of_a_conversation_is_not_found_and_begins_nothing(
+    client: Client,
+) -> None:
+    other = (await client.live.agent())["id"]
+    foreign = (await client.live.conversation(other))["id"]
+    client.says("Hello")
+    for name in (f"conv-{new_uuid()}", foreign):
+        await client.refused(404, threadId=name)
+    assert await client.live.run_ids(agent_id=client.agent) == []
+
+
 async def test_connect_follows_a_run_that_a_client_of_another_api_began(client: Client) -> None:
     conversation = (await client.live.conversation(client.agent))["id"]
     await client.live.held_run(client.agent, conversation, "[chunks=3]", after=1)

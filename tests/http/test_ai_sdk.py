@@ -311,6 +311,20 @@ async def test_a_call_is_answered_whose_run_was_deleted_or_is_in_another_convers
     assert kinds(await client.answer(message))[-1] == "finish"
 
 
+@pytest.mark.promise("P17")
+async def test_a_page_cannot_send_the_result_of_a_call_of_the_server(client: Client) -> None:
+    await client.send("[approve=rm][chunks=0]")
+    message = (await client.messages())[-1]
+    part = message["parts"][-1]
+    part |= {"state": "output-available", "output": "FAKE"}
+    body = {"id": client.chat_id, "messages": [message], "messageId": message["id"]}
+    refused = await client.live.client.post(client.api, json=body)
+    assert refused.status_code == 400, refused.text
+    assert "Approve or deny" in refused.json()["detail"]
+    part |= {"state": "approval-responded", "approval": {"id": "a", "approved": True}}
+    assert kinds(await client.answer(message))[-1] == "finish"
+
+
 async def test_a_denied_call_is_shown_as_denied(client: Client) -> None:
     await client.send("[approve=rm][chunks=0]")
     message = (await client.messages())[-1]
@@ -393,6 +407,13 @@ async def test_an_edited_message_replaces_everything_after_it(client: Client) ->
     user, assistant = await client.messages()
     assert user["parts"][0]["text"] == "changed"
     assert assistant["parts"][-1]["text"] == "changed"
+
+
+async def test_an_edit_that_is_sent_again_gets_its_run(client: Client) -> None:
+    await client.send("one")
+    for text in ("one", "changed", "changed"):
+        await client.send(text, message_id="u1", messageId="u1")
+    assert len(await client.live.run_ids(agent_id=client.agent_id)) == 2
 
 
 async def conversation_of(client: Client) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
@@ -27,12 +27,13 @@ from reattach.domain.errors import (
 from reattach.domain.ids import (
     DIALECT_OTID,
     ConversationId,
+    RunId,
     TenantId,
     new_conversation_id,
     new_uuid,
 )
 from reattach.domain.limits.requests import MAX_OTID_CHARS
-from reattach.domain.messages import Message
+from reattach.domain.messages import Message, ToolReturnPart
 from reattach.domain.prompt import system_message
 from reattach.engine.base import ClientTool
 from reattach.http.context import Context
@@ -52,6 +53,7 @@ from reattach.records.runs.retries import RequestDigest
 from reattach.runs.idempotency import request_key
 from reattach.runs.representation import Representation
 from reattach.runs.service import Send
+from reattach.runs.translation.facts import facts_of
 
 RETRY_SECONDS: Final = 120.0
 """Age of a send up to which an equal one that is marked as a retry gets its run."""
@@ -257,6 +259,8 @@ class DialectSends:
 
     async def _try(self, access: Access, send: DialectSend, digest: RequestDigest) -> Run:
         prepared = await self._prepared(access.tenant, send, digest)
+        if has_answer(send.messages) and prepared.opening is None:
+            await self._check_returns(prepared)
         return await self._context.runs.send(prepared, admit=access.use.admit_run)
 
     async def _prepared(self, tenant: TenantId, send: DialectSend, digest: RequestDigest) -> Send:
@@ -297,6 +301,50 @@ class DialectSends:
             digest=digest if send.idempotency_key is None else None,
             place=digest.name,
         )
+
+    async def _check_returns(self, send: Send) -> None:
+        """Check that results of the client are for calls of its own tools.
+
+        Raises:
+            InvalidArgumentError: A call of the server, which waits for an approval, has a result.
+        """
+        returned = {
+            part.tool_call_id
+            for message in send.messages
+            for part in message.parts
+            if isinstance(part, ToolReturnPart) and part.status == "success"
+        }
+        if not returned or send.conversation is None:
+            return
+        thread = Thread(send.agent.id, send.conversation.id)
+        pending = await self._context.records.messages.pending(send.tenant, thread)
+        if pending is None:
+            return
+        of_client = await self._client_tools(send.tenant, pending.request.run_id)
+        for call in pending.waiting:
+            if call.tool_call_id not in returned:
+                continue
+            if of_client is None:
+                is_of_server = call.name in send.agent.tools
+            else:
+                is_of_server = call.name not in of_client
+            if is_of_server:
+                raise InvalidArgumentError(
+                    f"The call {call.tool_call_id} of '{call.name}' runs on the server and waits "
+                    "for an approval, so a client cannot send its result.",
+                    remedy="Approve or deny the call.",
+                )
+
+    async def _client_tools(self, tenant: TenantId, run_id: str | None) -> Collection[str] | None:
+        """Return the names of the tools that the client of a run has; None: it was deleted."""
+        if run_id is None:
+            return None
+        try:
+            return facts_of(
+                await self._context.records.runs.get(tenant, RunId(run_id))
+            ).client_tools
+        except NotFoundError:
+            return None
 
     def _system(self, send: DialectSend, conversation: Conversation) -> str | None:
         if not send.system_suffix:
@@ -345,7 +393,9 @@ class DialectSends:
                 remedy="Continue after an earlier run, and repeat the request.",
             )
         now = self._context.clock.now()
-        fork = fork_of(send.agent, conversation, now, hidden=send.hides_conversation)
+        is_hidden = conversation is not None and bool(conversation.hidden)
+        hidden = send.hides_conversation or is_hidden
+        fork = fork_of(send.agent, conversation, now, hidden=hidden)
         first = system_message(system_prompt(send.agent, fork), now)
         opening = Opening(fork, first, source=after.thread, up_to=last[0].id)
         return fork, opening

@@ -1,6 +1,7 @@
 """The threads of clients, and their messages as the server has them."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -9,7 +10,13 @@ import msgspec
 
 from reattach.domain.errors import NotFoundError
 from reattach.domain.events import RunStatus
-from reattach.domain.ids import DIALECT_OTID, AgentId, ConversationId, TenantId
+from reattach.domain.ids import (
+    CONVERSATION_PATTERN,
+    DIALECT_OTID,
+    AgentId,
+    ConversationId,
+    TenantId,
+)
 from reattach.domain.messages import Message, ToolReturnPart
 from reattach.http.context import Context
 from reattach.http.dialects.ag_ui.input import IDS
@@ -25,6 +32,7 @@ FAMILY: Final = "ag-ui"
 MAX_SHOWN: Final = 1000
 """The newest messages of a conversation that a client gets, and the runs whose names it has."""
 
+_CONVERSATION = re.compile(CONVERSATION_PATTERN)
 _NEWEST: Final = Page(limit=1, ascending=False)
 _LAST_RUNS: Final = Page(limit=10, ascending=False)
 _FIRST: Final = Span(limit=1, ascending=True)
@@ -56,21 +64,28 @@ class ClientThread:
 async def find_thread(
     records: Records, tenant: TenantId, agent_id: AgentId, name: str
 ) -> ClientThread:
-    """Return the thread. The id of a conversation of the agent is a name of it too."""
+    """Return the thread. The id of a conversation of the agent is a name of it too.
+
+    Raises:
+        NotFoundError: The name is such an id, and the agent has no conversation with it.
+    """
     key = ConversationKey(agent_id, FAMILY, name)
     conversation_id = await records.conversation_keys.find(tenant, key)
-    is_id = conversation_id is None and name.startswith("conv-")
-    if is_id:
-        conversation_id = ConversationId(name)
+    if conversation_id is None and _CONVERSATION.match(name):
+        named = await records.conversations.get(tenant, ConversationId(name))
+        if named.agent_id != agent_id:
+            raise NotFoundError(
+                f"{name} is not a conversation of {agent_id}.",
+                remedy="Choose another threadId to begin a thread.",
+            )
+        return ClientThread(agent_id, name, named, is_id=True)
     conversation = None
     if conversation_id is not None:
         try:
             conversation = await records.conversations.get(tenant, conversation_id)
-        except NotFoundError:  # It was deleted, or is only a name.
+        except NotFoundError:  # It was deleted.
             conversation = None
-    if conversation is None or conversation.agent_id != agent_id:
-        return ClientThread(agent_id, name, None)
-    return ClientThread(agent_id, name, conversation, is_id)
+    return ClientThread(agent_id, name, conversation)
 
 
 async def known_run(

@@ -60,7 +60,7 @@ async def branch_at(
             remedy="Send a new message, or use a chat id of your own.",
         )
     now = context.clock.now()
-    fork = fork_of(agent, chat.conversation, now)
+    fork = fork_of(agent, chat.conversation, now, hidden=bool(chat.conversation.hidden))
     first = system_message(system_prompt(agent, fork), now)
     opening = Opening(
         fork,

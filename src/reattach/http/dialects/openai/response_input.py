@@ -11,6 +11,7 @@ from datetime import datetime
 
 import msgspec
 
+from reattach.domain.errors import InvalidArgumentError
 from reattach.domain.ids import new_message_id
 from reattach.domain.messages import (
     ApprovalPart,
@@ -65,6 +66,8 @@ def parse_input(sent: str | InputItems, now: datetime, *, is_known: bool) -> Res
 
     Raises:
         ValidationFailedError: It has nothing new, or an image that cannot be used.
+        InvalidArgumentError: It answers a request for an approval, without the conversation that
+            has asked.
     """
     if isinstance(sent, str):
         return ResponseInput((_message(Role.USER, (TextPart(sent),), now),))
@@ -77,29 +80,51 @@ def parse_input(sent: str | InputItems, now: datetime, *, is_known: bool) -> Res
         raise invalid([Fault(["body", "input"], _NO_INPUT, "no_input")])
     if is_known:
         return ResponseInput(new)
-    answered = {item.call_id for item in sent[begin:] if isinstance(item, InputReturn)}
-    answered |= {
-        call_id_of(item.approval_request_id)
-        for item in sent[begin:]
-        if isinstance(item, InputVerdict)
-    }
-    return ResponseInput(new, earlier_messages(sent[:begin], now, waiting=answered))
+    if any(isinstance(item, InputVerdict) for item in sent[begin:]):
+        # Anybody can write a request into a conversation that only the client keeps.
+        raise InvalidArgumentError(
+            "An approval counts only in the conversation whose agent has asked for it.",
+            remedy="Send 'previous_response_id' with the id of the response that has the "
+            "mcp_approval_request, and only the answer as 'input'.",
+        )
+    # The server would run a call that has no output once the others of its message have theirs.
+    returned = _returned_later(sent)
+    earlier = [
+        (item, is_returned)
+        for item, is_returned in zip(sent[:begin], returned, strict=False)
+        if is_returned or not isinstance(item, InputCall)
+    ]
+    return ResponseInput(new, _earlier(earlier, now))
 
 
-def earlier_messages(
-    items: Sequence[InputItem], now: datetime, *, waiting: frozenset[str] | set[str] = frozenset()
-) -> tuple[Message, ...]:
-    """Return items as the messages of a conversation. ``waiting`` are calls without an answer.
+def earlier_messages(items: Sequence[InputItem], now: datetime) -> tuple[Message, ...]:
+    """Return items as the messages of a conversation, in which no call waits.
 
     Raises:
         ValidationFailedError: An image cannot be used.
     """
+    return _earlier(list(zip(items, _returned_later(items), strict=True)), now)
+
+
+def _returned_later(items: Sequence[InputItem]) -> list[bool]:
+    """Return for each item whether it is a call of the client whose output follows it."""
+    outputs: set[str] = set()
+    found = []
+    for item in reversed(items):
+        if isinstance(item, InputReturn):
+            outputs.add(item.call_id)
+        found.append(isinstance(item, InputCall) and item.call_id in outputs)
+        if isinstance(item, InputCall):
+            outputs.discard(item.call_id)
+    return found[::-1]
+
+
+def _earlier(items: Sequence[tuple[InputItem, bool]], now: datetime) -> tuple[Message, ...]:
+    """Return items as messages. The flags are those of ``_returned_later``."""
     messages: list[Message] = []
-    names = {one.call_id: one.name for one in items if isinstance(one, InputCall)}
-    # A call of the client without an output must not wait for one.
-    waiting = {*waiting, *(one.call_id for one in items if isinstance(one, InputReturn))}
-    for item in items:
-        for role, part in _earlier_parts(item, waiting, names):
+    names = {one.call_id: one.name for one, _ in items if isinstance(one, InputCall)}
+    for item, is_returned in items:
+        for role, part in _earlier_parts(item, names, is_returned=is_returned):
             last = messages[-1] if messages else None
             joins = role is not Role.USER and role is not Role.SYSTEM
             if joins and last is not None and last.role is role:
@@ -134,19 +159,15 @@ def _new_messages(items: Sequence[InputItem], now: datetime) -> tuple[Message, .
 
 
 def _earlier_parts(
-    item: InputItem, waiting: frozenset[str] | set[str], names: Mapping[str, str]
+    item: InputItem, names: Mapping[str, str], *, is_returned: bool
 ) -> Iterator[tuple[Role, tuple[ContentPart, ...]]]:
     """Yield the parts of an item with the roles of their messages."""
     match item:
         case InputMessage():
             yield _ROLES[item.role], parts_of(item.content)
         case InputCall(call_id=call_id):
-            call = ToolCallPart(call_id, item.name, item.arguments, call_id in waiting)
+            call = ToolCallPart(call_id, item.name, item.arguments, is_returned)
             yield Role.ASSISTANT, (call,)
-        case InputRequest():
-            call_id = call_id_of(item.id)
-            if call_id in waiting:  # Otherwise it was decided, and an mcp_call follows if it ran.
-                yield Role.ASSISTANT, (ToolCallPart(call_id, item.name, item.arguments, True),)
         case InputServerCall():
             call_id = item.id.removeprefix("mcp_")
             failed = item.error is not None
@@ -159,8 +180,8 @@ def _earlier_parts(
             output_parts = (_return_of(item, names.get(item.call_id, "")),)
             yield Role.APPROVAL, output_parts
             yield Role.TOOL, output_parts
-        case InputReasoning() | InputVerdict():
-            return
+        case InputReasoning() | InputRequest() | InputVerdict():
+            return  # An mcp_call follows a request if the call ran.
 
 
 def _return_of(item: InputReturn, name: str = "") -> ToolReturnPart:

@@ -17,7 +17,7 @@ from reattach.domain.events import Failed, RunStatus, StopReason
 from reattach.domain.ids import ConversationId, RunId
 from reattach.domain.limits import MAX_INTEGER
 from reattach.domain.limits.requests import MAX_CLIENT_TOOL_BYTES, MAX_ID_CHARS
-from reattach.domain.messages import ApprovalPart, Message, ToolCallPart
+from reattach.domain.messages import ApprovalPart, ToolCallPart
 from reattach.engine.base import ClientTool
 from reattach.http.content import check_images
 from reattach.http.context import AccessDep, Context, ContextDep
@@ -31,7 +31,7 @@ from reattach.http.dialects.openai.response_bodies import (
     ResponseCreate,
     ResponseState,
 )
-from reattach.http.dialects.openai.response_input import ResponseInput, parse_input
+from reattach.http.dialects.openai.response_input import parse_input
 from reattach.http.dialects.sending import (
     DialectSend,
     DialectSendsDep,
@@ -122,8 +122,9 @@ async def create_response(
     to_private = context.settings.callbacks_to_private
     check_images((*parsed.earlier, *parsed.new), to_private=to_private)
     given = _given(body, server_tools)
-    if any(isinstance(part, ApprovalPart) for part in parsed.new[0].parts):
-        given[EARLIER_CALLS] = await _waiting_calls(context, access, place, parsed)
+    is_decision = any(isinstance(part, ApprovalPart) for part in parsed.new[0].parts)
+    if is_decision and place.thread is not None:
+        given[EARLIER_CALLS] = await _waiting_calls(context, access, place.thread)
     send = DialectSend(
         dialect=_FAMILY,
         agent=place.agent,
@@ -303,17 +304,13 @@ def _client_tools(body: ResponseCreate) -> tuple[ClientTool, ...]:
 
 
 async def _waiting_calls(
-    context: Context, access: Access, place: _Place, parsed: ResponseInput
+    context: Context, access: Access, thread: Thread
 ) -> Mapping[str, tuple[str, bool]]:
     """Return the arguments of the calls that wait, and whether it is for an approval."""
-    waiting: list[Message] = list(parsed.earlier)
-    if place.thread is not None:
-        pending = await context.records.messages.pending(access.tenant, place.thread)
-        waiting = [] if pending is None else [pending.request]
+    pending = await context.records.messages.pending(access.tenant, thread)
     return {
         part.tool_call_id: (part.arguments, part.needs_approval)
-        for message in waiting
-        for part in message.parts
+        for part in (() if pending is None else pending.request.parts)
         if isinstance(part, ToolCallPart)
     }
 
