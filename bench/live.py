@@ -194,10 +194,11 @@ def most_unsaturated(results: Results, options: Options) -> str:
     found = [many_runs(numbers[0])]
     for number in numbers:
         shares = [
-            results.middle(one, many_runs(number), "server CPU %") or 100.0
+            share
             for one in (Reattach().name, ON_REDIS.name)
+            if (share := results.middle(one, many_runs(number), "server CPU %")) is not None
         ]
-        if max(shares) < BUSY_PERCENT:
+        if shares and max(shares) < BUSY_PERCENT:
             found.append(many_runs(number))
     return found[-1]
 
