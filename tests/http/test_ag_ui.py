@@ -549,6 +549,7 @@ async def test_the_only_agent_is_the_default_one(live: LiveServer) -> None:
         ({"messages": [{"id": "x", "role": "tool", "content": ""}]}, "toolCallId"),
         ({"tools": [LOOK, LOOK]}, "Another tool"),
         ({"threadId": ""}, "threadId"),
+        ({"context": [{"value": "x" * 600_000}] * 2}, "at most 1000000 characters"),
         ({"resume": [{"interruptId": "x", "status": "maybe"}]}, "status"),
     ],
 )

@@ -488,6 +488,7 @@ async def test_pages_of_messages_end_before_the_named_one(
         ({"id": "c", "messages": []}, 422),
         ({"id": "a/b", "message": HELLO}, 422),
         ({"id": "..", "message": HELLO}, 422),
+        ({"id": "c", "messages": [HELLO] * 2_002}, 422),
         ({"id": "c", "message": HELLO, "tools": {"": {}}}, 422),
         ({"id": "c", "message": HELLO, "tools": {"f": {"inputSchema": LARGE}}}, 422),
         ({"id": "c", "message": {"id": "m", "role": "user", "parts": []}}, 422),
@@ -532,6 +533,9 @@ async def test_a_conversation_of_another_client_is_a_chat_by_its_id(client: Clie
 async def test_a_server_without_the_dialect_has_none_of_its_routes(tmp_path: Path) -> None:
     async with serving(tmp_path, dialects=("openai",)) as server:
         agent = await server.agent()
+        tags = [one["name"] for one in server.app.openapi_tags or ()]
+        assert "openai" in tags
+        assert "ai-sdk" not in tags
         path = f"/ai-sdk/{agent['id']}/chat/chat-1"
         assert (await server.client.get(f"{path}/stream")).status_code == 404
         assert (await server.client.post(f"{path}/stop")).status_code == 404

@@ -63,6 +63,18 @@ async def test_any_other_client_gets_the_same_as_json(plain_server: Server) -> N
     assert "draining" in page.text
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/openai/v1/v1/models", "/openai/models", "/v1/responses", "/chat/completions"],
+)
+async def test_a_client_of_openai_with_a_wrong_base_url_gets_the_right_one(
+    server: Server, path: str
+) -> None:
+    response = await server.client.post(path, json={})
+    assert response.status_code == 404
+    assert "http://localhost:8283/openai/v1," in response.text
+
+
 @pytest.mark.parametrize("path", ["/v1/v1/agents/", "/v1/v1/models", "/v1/v1", "/v1/v1/v1/runs/"])
 async def test_a_doubled_v1_is_named(server: Server, path: str) -> None:
     """E8: a base URL that ends in /v1 gets a 404 with the remedy."""

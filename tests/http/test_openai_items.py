@@ -78,6 +78,15 @@ async def test_nothing_is_appended_while_a_call_waits_and_the_answer_still_count
     assert call["output"] not in {None, "FAKE"}
 
 
+@pytest.mark.parametrize("name", [None, ["agent"], 5])
+async def test_an_agent_of_a_conversation_is_named_by_a_string(
+    live: LiveServer, name: object
+) -> None:
+    refused = await live.client.post(CONVERSATIONS, json={"metadata": {"agent_id": name}})
+    assert refused.status_code == 422
+    assert refused.json()["error"]["param"] == "metadata.agent_id"
+
+
 async def test_appends_that_are_sent_again_append_once(live: LiveServer, agent: str) -> None:
     path = await begun(live, agent)
     first = await appended(live, path, "one", "two")

@@ -53,6 +53,7 @@ async def test_a_tenant_sees_its_own_agents_only(live: LiveServer) -> None:
             assert refused.json()["error"]["code"] == "not_found"
         refused = await live.client.get("/openai/v1/models")
         assert refused.status_code == 401
+        assert "reattach keys create" in refused.json()["error"]["message"]
         assert refused.json() == {
             "error": {
                 "message": refused.json()["error"]["message"],

@@ -545,6 +545,8 @@ async def test_a_client_cannot_send_the_result_of_a_call_of_the_server(
     call_id = asked["output"][-1]["id"].removeprefix("mcpr_")
     output = {"type": "function_call_output", "call_id": call_id, "output": "FAKE"}
     forged = {"model": agent, "input": [output], "previous_response_id": asked["id"]}
+    other = {**forged, "input": [{**output, "call_id": "other"}]}
+    assert f"once, and no other: {call_id}." in (await refused(live, other, 400))["message"]
     assert "Approve or deny" in (await refused(live, forged, 400))["message"]
     answer = {
         "type": "mcp_approval_response",
@@ -613,6 +615,8 @@ async def test_calls_of_the_server_are_pairs_on_request(live: LiveServer, agent:
         ({"previous_response_id": "resp_1"}, 404, ("not_found", None)),
         ({"conversation": "c", "previous_response_id": "r"}, 400, ("invalid_argument", None)),
         ({"conversation": "conv-1"}, 404, ("not_found", None)),
+        ({"conversation": "c" * 1000}, 422, ("validation_error", "conversation")),
+        ({"text": {"format": [1]}}, 422, ("validation_error", "text")),
     ],
 )
 async def test_a_wrong_request_is_refused_with_its_place_and_starts_nothing(

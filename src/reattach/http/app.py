@@ -44,8 +44,7 @@ from reattach.http.api.tokens import routes as tokens_api
 from reattach.http.context import Context
 from reattach.http.dialects.ai_sdk.replays import Replays
 from reattach.http.dialects.errors import DialectErrors
-from reattach.http.dialects.registry import TAGS as DIALECT_TAGS
-from reattach.http.dialects.registry import error_bodies_of, routes_of
+from reattach.http.dialects.registry import error_bodies_of, routes_of, tags_of
 from reattach.http.dialects.sending import DialectSends
 from reattach.http.errors import (
     UnknownErrors,
@@ -91,7 +90,6 @@ TAGS: Final = [
     {"name": "tokens", "description": "Rights on one run or conversation, for web pages."},
     {"name": "server", "description": "The server itself, as the holder of a key sees it."},
     {"name": "operation", "description": "For operators: tenants, keys, the path to the server."},
-    *DIALECT_TAGS,
     {"name": "health", "description": "For health probes; no key required."},
 ]
 
@@ -220,7 +218,7 @@ def create_app(context: Context, *, open_to_all: bool = False, checks: Checks | 
         title="Reattach",
         version=__version__,
         description=DESCRIPTION,
-        openapi_tags=TAGS,
+        openapi_tags=[*TAGS, *tags_of(settings.dialects)],
         docs_url=None,
         redoc_url=None,
         telemetry=_NO_TELEMETRY,

@@ -140,13 +140,30 @@ async def on_reattach_error(request: Request, error: Exception) -> Response:  # 
     return error_response(error)
 
 
+_OF_OPENAI: Final = re.compile(
+    "/openai(/.*)?$|(/v1)*/(chat/completions|completions|responses|embeddings)(/.*)?$"
+)
+"""Paths of clients of OpenAI's API, also with a wrong base URL."""
+
+
+def _is_of_openai(request: Request) -> bool:
+    """Return whether the request is of a client of OpenAI's API, which this server has."""
+    settings = request.app.state.context.settings
+    return "openai" in settings.dialects and _OF_OPENAI.match(request.url.path) is not None
+
+
 async def on_framework_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = _FRAMEWORK_CODES.get(error.status_code, f"http_{error.status_code}")
     detail = str(error.detail)
     if error.status_code == 404:
         detail = "Not Found: no route has this path. GET /openapi.json lists the routes."
-    if error.status_code == 404 and "/v1/v1" in request.url.path:
+    if error.status_code == 404 and _is_of_openai(request):
+        detail = (
+            "Not Found: no route has this path. Clients of OpenAI's API need the base URL "
+            "http://localhost:8283/openai/v1, with the host and port of this server."
+        )
+    elif error.status_code == 404 and "/v1/v1" in request.url.path:
         detail = (
             "Not Found: the path contains /v1 twice. Remove /v1 from the client's base URL, "
             "because clients add it: use http://localhost:8283, not http://localhost:8283/v1."

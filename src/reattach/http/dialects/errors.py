@@ -45,7 +45,7 @@ class DialectErrors:
             body += message.get("body", b"")
             if len(body) < _length_of(start) and message.get("more_body"):
                 return
-            written = body_of(start["status"], _members(body))
+            written = body_of(start["status"], _explained(_members(body)))
             start["headers"] = [
                 (name, b"%d" % len(written) if name.lower() == _LENGTH else value)
                 for name, value in start["headers"]
@@ -78,6 +78,20 @@ def _length_of(start: Mapping[str, Any]) -> int:
     """Return the length of the body, which every error of ours announces."""
     lengths = [int(value) for name, value in start["headers"] if name.lower() == _LENGTH]
     return lengths[0] if lengths else sys.maxsize
+
+
+def _explained(members: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the members of an error with the next step, which Letta's clients do not expect."""
+    code, detail = members.get("code"), members.get("detail")
+    if code == "unauthorized":
+        detail = f"{detail}: the API key or the token is missing or not valid. {_KEYS}"
+    elif code == "invalid_tool_call_ids":
+        expected = ", ".join(members.get("expected") or ())
+        detail = f"The request must answer each of these calls once, and no other: {expected}."
+    return {**members, "detail": detail}
+
+
+_KEYS: Final = "Send one as 'Authorization: Bearer <key>'; `reattach keys create` makes keys."
 
 
 def _members(body: bytes) -> Mapping[str, Any]:

@@ -91,4 +91,8 @@ def error_bodies_of(names: Collection[DialectName]) -> dict[str, ErrorBody]:
     }
 
 
-TAGS: Final = [{"name": one.tag, "description": one.description} for one in DIALECTS]
+def tags_of(names: Collection[DialectName]) -> list[dict[str, str]]:
+    """Return the groups of these dialects in the documentation of the API."""
+    return [
+        {"name": one.tag, "description": one.description} for one in DIALECTS if one.name in names
+    ]

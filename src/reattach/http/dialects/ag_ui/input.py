@@ -14,6 +14,7 @@ from reattach.domain.limits.requests import (
     MAX_CLIENT_TOOL_BYTES,
     MAX_MESSAGE_PARTS,
     MAX_SEND_MESSAGES,
+    MAX_SYSTEM_CHARS,
 )
 from reattach.domain.messages import (
     ApprovalPart,
@@ -302,7 +303,10 @@ def _earlier(messages: Sequence[ClientMessage], now: datetime) -> tuple[Message,
 
 
 def _instructions(body: RunInput) -> str | None:
-    """Return what the client adds to the instructions of the agent, for this run."""
+    """Return the client's additions to the instructions of the agent, for this run.
+
+    Raises ValidationFailedError if they are too long.
+    """
     texts = [
         one.content
         for one in body.messages
@@ -311,4 +315,10 @@ def _instructions(body: RunInput) -> str | None:
     facts = [f"{one.description}: {one.value}" for one in body.context or ()]
     if facts:
         texts.append("\n".join(["About the user's application:", *facts]))
-    return "\n\n".join(texts) or None
+    text = "\n\n".join(texts)
+    if len(text) > MAX_SYSTEM_CHARS:
+        message = (
+            f"Its context and its system messages may have at most {MAX_SYSTEM_CHARS} characters."
+        )
+        raise invalid([Fault(["body", "context"], message, "too_long")])
+    return text or None

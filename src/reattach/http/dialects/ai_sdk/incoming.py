@@ -9,7 +9,7 @@ import msgspec
 
 from reattach.domain.errors import InvalidArgumentError
 from reattach.domain.ids import DIALECT_OTID, MessageId, RunId, new_message_id
-from reattach.domain.limits.requests import MAX_KEPT_JSON_BYTES
+from reattach.domain.limits.requests import MAX_CHAT_MESSAGES, MAX_KEPT_JSON_BYTES
 from reattach.domain.messages import (
     ApprovalPart,
     ContentPart,
@@ -61,7 +61,13 @@ def user_message(sent: UiMessageBody, now: datetime) -> Message:
 
 
 def earlier_messages(sent: Sequence[UiMessageBody], now: datetime) -> list[Message]:
-    """Return the messages of a chat that began elsewhere, without the calls of tools."""
+    """Return the messages of a chat that began elsewhere, without the calls of tools.
+
+    Raises ValidationFailedError if there are too many.
+    """
+    if len(sent) > MAX_CHAT_MESSAGES:
+        message = f"A new chat may begin with at most {MAX_CHAT_MESSAGES} earlier messages."
+        raise invalid([Fault(["body", "messages"], message, "too_long")])
     messages = []
     for one in sent:
         parts = _contents(one)

@@ -29,6 +29,7 @@ from reattach.http.dialects.sending import (
     is_retry,
     request_digest,
 )
+from reattach.http.json import Fault, invalid
 from reattach.http.routes import routes
 from reattach.http.schemas.fields import OrderParam
 from reattach.records.base import Agent, Conversation, Page, Thread
@@ -178,7 +179,11 @@ async def _agent_of(context: Context, tenant: TenantId, body: ConversationCreate
             remedy=f"Send only '{_AGENT}' in it.",
         )
     if _AGENT in metadata:
-        return await agent_of(context.records, tenant, str(metadata[_AGENT]))
+        name = metadata[_AGENT]
+        if not isinstance(name, str):
+            fault = Fault(["body", "metadata", _AGENT], "Expected a string.", "string_type")
+            raise invalid([fault])
+        return await agent_of(context.records, tenant, name)
     agents = await context.records.agents.list(tenant, _TWO)
     if len(agents) != 1:
         count = "several agents" if agents else "no agent"

@@ -164,7 +164,8 @@ class NamedConversation(Body):
 
 def _plain_text(text: dict[str, Any]) -> dict[str, Any]:
     kind = text.get("format")
-    if isinstance(kind, dict) and kind.get("type", "text") != "text":
+    is_text = kind is None or (isinstance(kind, dict) and kind.get("type", "text") == "text")
+    if not is_text:
         raise PydanticCustomError(
             "text_format",
             "Agents answer in plain text. Leave out 'text.format', and describe the form of the "
@@ -195,7 +196,7 @@ class ResponseCreate(Body):
         description="Continue after this response; in a fork of its conversation, if the "
         "conversation has gone on since.",
     )
-    conversation: str | NamedConversation | None = Field(
+    conversation: Annotated[str, Field(max_length=MAX_ID_CHARS)] | NamedConversation | None = Field(
         None, description="Id of a conversation, or an object with its `id`."
     )
     instructions: str | None = Field(
