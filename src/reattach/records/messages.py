@@ -13,9 +13,10 @@ from sqlalchemy import Connection, Select, bindparam, exists, select
 from reattach.domain.approvals import PendingApproval
 from reattach.domain.clock import Clock
 from reattach.domain.errors import ConversationBusyError, NotFoundError, OtidConflictError
+from reattach.domain.events import StopReason
 from reattach.domain.ids import AgentId, ConversationId, MessageId, RunId, TenantId
 from reattach.domain.limits.requests import MAX_PAGE_ITEMS
-from reattach.domain.messages import Message, Role
+from reattach.domain.messages import Message, Role, ToolCallPart
 from reattach.records import lookup, threads
 from reattach.records.base import Run, Span, Thread
 from reattach.records.contexts.contexts import CachedContext, Contexts, ThreadContext
@@ -237,6 +238,20 @@ class Messages(Repository):
 
         return await self._database.in_read(read)
 
+    async def asked_calls(self, tenant: TenantId, agent_id: AgentId) -> builtins.list[ToolCallPart]:
+        """Return the calls for whose approval the newest runs of the agent have asked."""
+        found = {"tenant": tenant, "agent_id": agent_id}
+
+        def read(connection: Connection) -> builtins.list[ToolCallPart]:
+            return [
+                part
+                for row in connection.execute(_ASKING, found).mappings()
+                for part in message_of(row).parts
+                if isinstance(part, ToolCallPart) and part.needs_approval
+            ]
+
+        return await self._database.in_read(read)
+
     async def pending_in(self, thread: Thread) -> PendingApproval | None:
         """As ``pending``, for the server itself: it finds that of a deleted conversation too."""
         return await self._database.in_read(threads.pending, thread)
@@ -340,6 +355,27 @@ _OF_THREAD: Final = {
     )
     for system_too in (True, False)
 }
+
+
+_MAX_ASKING_RUNS: Final = 10_000
+"""Newest runs of an agent among which those are looked for that asked for an approval."""
+
+_recent = (
+    select(schema.runs.c.id, schema.runs.c.stop_reason)
+    .where(
+        schema.runs.c.tenant == bindparam("tenant"),
+        schema.runs.c.agent_id == bindparam("agent_id"),
+    )
+    .order_by(schema.runs.c.created_at.desc(), schema.runs.c.ordinal.desc())
+    .limit(_MAX_ASKING_RUNS)
+    .subquery()
+)
+_ASKING: Final = _OWNED.where(
+    schema.messages.c.role == Role.ASSISTANT,
+    schema.messages.c.run_id.in_(
+        select(_recent.c.id).where(_recent.c.stop_reason == StopReason.REQUIRES_APPROVAL)
+    ),
+)
 
 
 def _added(connection: Connection, thread: Thread, digest: RequestDigest) -> list[Message]:

@@ -11,7 +11,6 @@ from datetime import datetime
 
 import msgspec
 
-from reattach.domain.errors import InvalidArgumentError
 from reattach.domain.ids import new_message_id
 from reattach.domain.messages import (
     ApprovalPart,
@@ -66,8 +65,6 @@ def parse_input(sent: str | InputItems, now: datetime, *, is_known: bool) -> Res
 
     Raises:
         ValidationFailedError: It has nothing new, or an image that cannot be used.
-        InvalidArgumentError: It answers a request for an approval, without the conversation that
-            has asked.
     """
     if isinstance(sent, str):
         return ResponseInput((_message(Role.USER, (TextPart(sent),), now),))
@@ -80,17 +77,15 @@ def parse_input(sent: str | InputItems, now: datetime, *, is_known: bool) -> Res
         raise invalid([Fault(["body", "input"], _NO_INPUT, "no_input")])
     if is_known:
         return ResponseInput(new)
-    if any(isinstance(item, InputVerdict) for item in sent[begin:]):
-        # Anybody can write a request into a conversation that only the client keeps.
-        raise InvalidArgumentError(
-            "An approval counts only in the conversation whose agent has asked for it.",
-            remedy="Send 'previous_response_id' with the id of the response that has the "
-            "mcp_approval_request, and only the answer as 'input'.",
-        )
+    decided = {
+        call_id_of(item.approval_request_id)
+        for item in sent[begin:]
+        if isinstance(item, InputVerdict)
+    }
     # The server would run a call that has no output once the others of its message have theirs.
     returned = _returned_later(sent)
     earlier = [
-        (item, is_returned)
+        (item, is_returned or (isinstance(item, InputRequest) and call_id_of(item.id) in decided))
         for item, is_returned in zip(sent[:begin], returned, strict=False)
         if is_returned or not isinstance(item, InputCall)
     ]
@@ -120,11 +115,11 @@ def _returned_later(items: Sequence[InputItem]) -> list[bool]:
 
 
 def _earlier(items: Sequence[tuple[InputItem, bool]], now: datetime) -> tuple[Message, ...]:
-    """Return items as messages. The flags are those of ``_returned_later``."""
+    """Return items as messages. A flag says that the call of its item waits, or has waited."""
     messages: list[Message] = []
     names = {one.call_id: one.name for one, _ in items if isinstance(one, InputCall)}
-    for item, is_returned in items:
-        for role, part in _earlier_parts(item, names, is_returned=is_returned):
+    for item, waits in items:
+        for role, part in _earlier_parts(item, names, waits=waits):
             last = messages[-1] if messages else None
             joins = role is not Role.USER and role is not Role.SYSTEM
             if joins and last is not None and last.role is role:
@@ -159,15 +154,19 @@ def _new_messages(items: Sequence[InputItem], now: datetime) -> tuple[Message, .
 
 
 def _earlier_parts(
-    item: InputItem, names: Mapping[str, str], *, is_returned: bool
+    item: InputItem, names: Mapping[str, str], *, waits: bool
 ) -> Iterator[tuple[Role, tuple[ContentPart, ...]]]:
     """Yield the parts of an item with the roles of their messages."""
     match item:
         case InputMessage():
             yield _ROLES[item.role], parts_of(item.content)
         case InputCall(call_id=call_id):
-            call = ToolCallPart(call_id, item.name, item.arguments, is_returned)
+            call = ToolCallPart(call_id, item.name, item.arguments, waits)
             yield Role.ASSISTANT, (call,)
+        case InputRequest():
+            if waits:  # Otherwise it was decided, and an mcp_call follows if it ran.
+                call = ToolCallPart(call_id_of(item.id), item.name, item.arguments, True)
+                yield Role.ASSISTANT, (call,)
         case InputServerCall():
             call_id = item.id.removeprefix("mcp_")
             failed = item.error is not None
@@ -180,8 +179,8 @@ def _earlier_parts(
             output_parts = (_return_of(item, names.get(item.call_id, "")),)
             yield Role.APPROVAL, output_parts
             yield Role.TOOL, output_parts
-        case InputReasoning() | InputRequest() | InputVerdict():
-            return  # An mcp_call follows a request if the call ran.
+        case InputReasoning() | InputVerdict():
+            return
 
 
 def _return_of(item: InputReturn, name: str = "") -> ToolReturnPart:

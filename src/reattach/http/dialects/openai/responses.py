@@ -1,6 +1,6 @@
 """Routes of OpenAI's Responses API. A response is a run, and its id is that of the run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
@@ -17,7 +17,7 @@ from reattach.domain.events import Failed, RunStatus, StopReason
 from reattach.domain.ids import ConversationId, RunId
 from reattach.domain.limits import MAX_INTEGER
 from reattach.domain.limits.requests import MAX_CLIENT_TOOL_BYTES, MAX_ID_CHARS
-from reattach.domain.messages import ApprovalPart, ToolCallPart
+from reattach.domain.messages import ApprovalPart, Message, ToolCallPart
 from reattach.engine.base import ClientTool
 from reattach.http.content import check_images
 from reattach.http.context import AccessDep, Context, ContextDep
@@ -31,7 +31,7 @@ from reattach.http.dialects.openai.response_bodies import (
     ResponseCreate,
     ResponseState,
 )
-from reattach.http.dialects.openai.response_input import parse_input
+from reattach.http.dialects.openai.response_input import ResponseInput, parse_input
 from reattach.http.dialects.sending import (
     DialectSend,
     DialectSendsDep,
@@ -122,9 +122,8 @@ async def create_response(
     to_private = context.settings.callbacks_to_private
     check_images((*parsed.earlier, *parsed.new), to_private=to_private)
     given = _given(body, server_tools)
-    is_decision = any(isinstance(part, ApprovalPart) for part in parsed.new[0].parts)
-    if is_decision and place.thread is not None:
-        given[EARLIER_CALLS] = await _waiting_calls(context, access, place.thread)
+    if any(isinstance(part, ApprovalPart) for part in parsed.new[0].parts):
+        given[EARLIER_CALLS] = await _waiting_calls(context, access, place, parsed)
     send = DialectSend(
         dialect=_FAMILY,
         agent=place.agent,
@@ -304,15 +303,36 @@ def _client_tools(body: ResponseCreate) -> tuple[ClientTool, ...]:
 
 
 async def _waiting_calls(
-    context: Context, access: Access, thread: Thread
+    context: Context, access: Access, place: _Place, parsed: ResponseInput
 ) -> Mapping[str, tuple[str, bool]]:
-    """Return the arguments of the calls that wait, and whether it is for an approval."""
-    pending = await context.records.messages.pending(access.tenant, thread)
-    return {
-        part.tool_call_id: (part.arguments, part.needs_approval)
-        for part in (() if pending is None else pending.request.parts)
+    """Return the arguments of the calls that wait, and whether it is for an approval.
+
+    Raises:
+        InvalidArgumentError: The agent did not ask for the approval of a call, so the request for
+            it, in a conversation that the client keeps, may be forged.
+    """
+    messages: Sequence[Message] = parsed.earlier
+    if place.thread is not None:
+        pending = await context.records.messages.pending(access.tenant, place.thread)
+        messages = [] if pending is None else [pending.request]
+    waiting = {
+        part.tool_call_id: part
+        for message in messages
+        for part in message.parts
         if isinstance(part, ToolCallPart)
     }
+    if place.thread is None:
+        asked = await context.records.messages.asked_calls(access.tenant, place.agent.id)
+        for part in parsed.new[0].parts:
+            call = waiting.get(part.tool_call_id) if isinstance(part, ApprovalPart) else None
+            if call is not None and call not in asked:
+                raise InvalidArgumentError(
+                    f"{place.agent.id} has not asked lately for an approval of the call "
+                    f"{call.tool_call_id[:100]} of '{call.name[:100]}' with these arguments.",
+                    remedy="Send 'previous_response_id' with the id of the response that has the "
+                    "mcp_approval_request, and only the answer as 'input'.",
+                )
+    return {call_id: (part.arguments, part.needs_approval) for call_id, part in waiting.items()}
 
 
 # Responses.
