@@ -206,6 +206,7 @@ async def test_a_cancel_by_thread_cancels_only_its_active_run(
 
 
 @pytest.mark.promise("P6")
+@pytest.mark.usefixtures("contexts_read_apart")
 async def test_a_run_that_is_cancelled_during_its_creation_ends_as_cancelled(
     stores: Stores,
 ) -> None:

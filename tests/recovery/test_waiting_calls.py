@@ -66,6 +66,7 @@ async def test_a_call_that_was_only_partly_requested_at_the_crash_does_not_wait(
 
 
 @pytest.mark.promise("P7", "P9")
+@pytest.mark.usefixtures("contexts_read_apart")
 async def test_an_answer_whose_process_dies_before_any_output_can_be_sent_again(
     stores: Stores,
 ) -> None:
