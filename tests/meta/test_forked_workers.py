@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -194,6 +194,15 @@ def is_asleep(pid: int) -> bool:
     return state == "S" and (place == "0" or "nanosleep" in place)
 
 
+@pytest.fixture
+def _heeds_interrupts() -> Iterator[None]:
+    """Let programs heed SIGINT, which they ignore if these tests run in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heeds_interrupts")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
 def test_workers_end_with_the_main_process(
     project: Project, tmp_path: Path, number: signal.Signals
