@@ -76,7 +76,7 @@ def live(
             groups.append(Group("replay", "loop", [again] * 2, server.flags))
         with Load(server.port, groups, cores.load) as load:
             opening = load.opened(OPEN_SECONDS)
-            _settle(server, most_seconds=SETTLE_SECONDS + 2 * opening)
+            settle(server, most_seconds=SETTLE_SECONDS + 2 * opening)
             start_ns = time.monotonic_ns() + 200_000_000
             from_ns = start_ns + int(warm_up * 1e9)
             to_ns = from_ns + int(seconds * 1e9)
@@ -103,7 +103,7 @@ def live(
     }
 
 
-def _settle(server: Server, *, most_seconds: float) -> None:
+def settle(server: Server, *, most_seconds: float) -> None:
     """Wait until the server is idle. Some servers never are."""
     until = time.monotonic() + most_seconds
     is_resting = False
