@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from reattach.domain.errors import StoreUnavailableError
+from reattach.futures import settle
 from reattach.log.redis.client import RedisClient
 from reattach.log.redis.scripts import Script
 from reattach.log.redis.subscriber import report_defect
@@ -73,16 +75,7 @@ class Batcher:
         It fails with StoreUnavailableError. If it is cancelled, the operation may still happen.
         """
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-        def answered(answer: Any, failure: StoreUnavailableError | None) -> None:
-            if done.done():
-                return
-            if failure is None:
-                done.set_result(answer)
-            else:
-                done.set_exception(failure)
-
-        self.submit(keys, argument, answered)
+        self.submit(keys, argument, partial(settle, done))
         return done
 
     async def ask(self, keys: tuple[bytes, ...]) -> Any:

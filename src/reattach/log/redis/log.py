@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 from typing_extensions import override
@@ -15,6 +16,7 @@ from reattach.domain.errors import (
     TrimmedError,
 )
 from reattach.domain.ids import FIRST_SEQ, Seq, Token
+from reattach.futures import settle
 from reattach.log.base import (
     CLOSING,
     UNWRITABLE,
@@ -255,15 +257,7 @@ class _RedisRunWriter(RunWriter):
 
     async def append(self, first_seq: Seq, frames: Sequence[bytes], *, close: bool = False) -> None:
         appended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def done(failure: Exception | None) -> None:
-            if appended.done():
-                return
-            if failure is None:
-                appended.set_result(None)
-            else:
-                appended.set_exception(failure)
-
+        done = partial(settle, appended, None)
         self.submit(first_seq, tuple(frames), close=close, done=done)
         await appended
 

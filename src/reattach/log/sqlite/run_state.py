@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from reattach.domain.errors import LogLostError, StoreUnavailableError
 from reattach.domain.ids import Seq, Token
+from reattach.futures import settle
 from reattach.log.base import Done, Head
 from reattach.log.sqlite.journal import Append, Change, Create, Delete, Skip, TakeOver, Trim, pack
 from reattach.log.sqlite.tables import StoredRun
@@ -29,11 +30,7 @@ class Operation:
         if self.done is not None:
             self.done(failure)
         for waiter in self.waiters:
-            if not waiter.done():
-                if failure is None:
-                    waiter.set_result(None)
-                else:
-                    waiter.set_exception(failure)
+            settle(waiter, None, failure)
 
 
 @dataclass(slots=True, eq=False)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Final
 
+from reattach.futures import settle
 from reattach.log.sqlite import journal, tables
 from reattach.log.sqlite.journal import Delete
 from reattach.log.sqlite.run_state import Operation, RunState
@@ -197,9 +198,9 @@ class Writer:
             else:
                 result = job.work(self._connection)
         except Exception as error:  # noqa: BLE001 - It is raised to the caller of perform.
-            self._call_in_loop(_resolve, job.done, None, error)
+            self._call_in_loop(settle, job.done, None, error)
         else:
-            self._call_in_loop(_resolve, job.done, result, None)
+            self._call_in_loop(settle, job.done, result, None)
 
     def _durability_of(self, batch: list[Operation]) -> Durability:
         if self._synced_runs and any(each.run in self._synced_runs for each in batch):
@@ -230,12 +231,3 @@ class Writer:
 
 class _LoopClosedError(Exception):
     """The event loop was closed without ``stop``, so there is nobody to report to."""
-
-
-def _resolve(done: "asyncio.Future[object]", result: object, error: Exception | None) -> None:
-    if done.done():
-        return
-    if error is None:
-        done.set_result(result)
-    else:
-        done.set_exception(error)

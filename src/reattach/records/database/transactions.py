@@ -21,6 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from reattach.domain.errors import ConflictError, InvalidArgumentError, StoreUnavailableError
 from reattach.domain.errors.stores import CommitUnknownError
+from reattach.futures import settle
 from reattach.records.database.columns import UnstorableError
 
 _T = TypeVar("_T")
@@ -79,7 +80,7 @@ class _Threads:
             except BaseException as raised:  # noqa: BLE001  the caller raises it
                 result, error = None, raised
             with suppress(RuntimeError):  # The loop is closed.
-                future.get_loop().call_soon_threadsafe(_resolve, future, result, error)
+                future.get_loop().call_soon_threadsafe(settle, future, result, error)
             del work, future, job, result, error  # The next wait may be long.
 
 
@@ -348,12 +349,3 @@ def _unstorable() -> InvalidArgumentError:
         "A value cannot be stored: text must be valid Unicode without U+0000, and numbers must be "
         "finite and fit in 64 bits."
     )
-
-
-def _resolve(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:
-    if future.cancelled():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
