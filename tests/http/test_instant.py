@@ -52,7 +52,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> Instant:
 
 
 async def exchange(live: LiveServer, *said: bytes) -> bytes:
-    """All that the server answers until it closes, without its dates."""
+    """Return the responses until the server closes the connection, without their dates."""
     reader, writer = await asyncio.open_connection(*live.address)
     try:
         writer.write(b"".join(said))

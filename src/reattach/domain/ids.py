@@ -60,6 +60,7 @@ DEFAULT_TENANT: Final = TenantId("org-00000000-0000-4000-8000-000000000000")
 
 _RUN = re.compile(RUN_PATTERN)
 _AGENT = re.compile(AGENT_PATTERN)
+_CONVERSATION = re.compile(CONVERSATION_PATTERN)
 
 
 def new_uuid() -> str:
@@ -105,6 +106,10 @@ def is_run_id(text: str) -> bool:
 
 def is_agent_id(text: str) -> bool:
     return _AGENT.fullmatch(text) is not None
+
+
+def is_conversation_id(text: str) -> bool:
+    return _CONVERSATION.fullmatch(text) is not None
 
 
 DIALECT_OTID: Final = "dialect:"

@@ -241,9 +241,9 @@ class OtidConflictError(ConflictError):
 class CursorAheadError(ConflictError):
     """A client's cursor, which it calls ``name``, is past the ``last`` event of an open log."""
 
-    code, _name = "cursor_ahead", "starting_after"
+    code = "cursor_ahead"
 
-    def __init__(self, run_id: str, cursor: object, last: object, name: str = _name) -> None:
+    def __init__(self, run_id: str, cursor: object, last: object, name: str) -> None:
         super().__init__(
             f"{name}={cursor} is past the last event ({last}) of run {run_id}: the "
             "cursor belongs to another run, or the log lost events.",

@@ -347,7 +347,7 @@ async def follow(
             raise LogLostError(run_id, head.last_seq)
         cursor = Seq(max(cursor, 0))
         if cursor > head.last_seq and not head.closed:
-            raise CursorAheadError(run_id, cursor, head.last_seq)
+            raise CursorAheadError(run_id, cursor, head.last_seq, name="starting_after")
         cursor = min(cursor, head.last_seq)
         if cursor + 1 < head.first_seq:
             is_lost = head.first_seq >= LOST_LOG_FIRST_SEQ

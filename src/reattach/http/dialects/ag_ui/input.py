@@ -5,13 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-import msgspec
-
 from reattach.domain.approvals import denial
 from reattach.domain.errors import ConflictError, InvalidArgumentError
 from reattach.domain.ids import new_message_id
 from reattach.domain.limits.requests import (
-    MAX_CLIENT_TOOL_BYTES,
     MAX_MESSAGE_PARTS,
     MAX_SEND_MESSAGES,
     MAX_SYSTEM_CHARS,
@@ -34,6 +31,7 @@ from reattach.http.dialects.ag_ui.bodies import (
     RunInput,
 )
 from reattach.http.json import Fault, invalid
+from reattach.http.parse_send import check_schema_size
 from reattach.http.schemas.sending import ImageSource
 from reattach.records.base import Run
 from reattach.runs.translation.facts import facts_of
@@ -110,9 +108,7 @@ def client_tools(tools: Sequence[FrontendTool]) -> tuple[ClientTool, ...]:
         if tool.name in found:
             raise invalid([Fault([*place, "name"], "Another tool has this name.", "unique")])
         parameters = tool.parameters or {"type": "object", "properties": {}}
-        if len(msgspec.json.encode(parameters)) > MAX_CLIENT_TOOL_BYTES:
-            message = f"The schema may have at most {MAX_CLIENT_TOOL_BYTES} bytes as JSON."
-            raise invalid([Fault([*place, "parameters"], message, "too_long")])
+        check_schema_size(parameters, [*place, "parameters"])
         found[tool.name] = ClientTool(tool.name, tool.description, parameters)
     return tuple(found.values())
 

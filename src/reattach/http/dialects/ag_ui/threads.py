@@ -1,7 +1,6 @@
 """The threads of clients, and their messages as the server has them."""
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,11 +10,11 @@ import msgspec
 from reattach.domain.errors import NotFoundError
 from reattach.domain.events import RunStatus
 from reattach.domain.ids import (
-    CONVERSATION_PATTERN,
     DIALECT_OTID,
     AgentId,
     ConversationId,
     TenantId,
+    is_conversation_id,
 )
 from reattach.domain.messages import Message, ToolReturnPart
 from reattach.http.context import Context
@@ -32,7 +31,6 @@ FAMILY: Final = "ag-ui"
 MAX_SHOWN: Final = 1000
 """The newest messages of a conversation that a client gets, and the runs whose names it has."""
 
-_CONVERSATION = re.compile(CONVERSATION_PATTERN)
 _NEWEST: Final = Page(limit=1, ascending=False)
 _LAST_RUNS: Final = Page(limit=10, ascending=False)
 _FIRST: Final = Span(limit=1, ascending=True)
@@ -71,7 +69,7 @@ async def find_thread(
     """
     key = ConversationKey(agent_id, FAMILY, name)
     conversation_id = await records.conversation_keys.find(tenant, key)
-    if conversation_id is None and _CONVERSATION.match(name):
+    if conversation_id is None and is_conversation_id(name):
         named = await records.conversations.get(tenant, ConversationId(name))
         if named.agent_id != agent_id:
             raise NotFoundError(

@@ -4,14 +4,13 @@ A turn is what clients show as one message: a run, and the runs that continue it
 """
 
 import asyncio
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from reattach.domain.errors import ExpiredError, NotFoundError
 from reattach.domain.events import StopReason
-from reattach.domain.ids import CONVERSATION_PATTERN, AgentId, ConversationId, TenantId
+from reattach.domain.ids import AgentId, ConversationId, TenantId, is_conversation_id
 from reattach.domain.messages import (
     ApprovalPart,
     Message,
@@ -32,8 +31,6 @@ FAMILY: Final = "ai-sdk"
 MAX_TURN_RUNS: Final = 100
 """The runs of one turn that are looked at."""
 
-_CONVERSATION = re.compile(CONVERSATION_PATTERN)
-
 
 @dataclass(frozen=True, slots=True)
 class Chat:
@@ -52,7 +49,7 @@ class Chat:
     @property
     def is_named_by_conversation(self) -> bool:
         """Whether its id is that of the conversation, which any client may have begun."""
-        return _CONVERSATION.match(self.id) is not None
+        return is_conversation_id(self.id)
 
     @property
     def thread(self) -> Thread | None:
@@ -68,7 +65,7 @@ async def find_chat(context: Context, tenant: TenantId, agent_id: AgentId, chat_
         NotFoundError: There is no such agent, or no conversation with this id.
     """
     records = context.records
-    if _CONVERSATION.match(chat_id):
+    if is_conversation_id(chat_id):
         conversation = await records.conversations.get(tenant, ConversationId(chat_id))
         if conversation.agent_id != agent_id:
             raise NotFoundError(f"{chat_id} is not a conversation of {agent_id}.")

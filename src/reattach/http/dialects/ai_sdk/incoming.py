@@ -162,10 +162,9 @@ def answer_of(
     outputs: dict[str, Any] = {}
     for call in waiting:
         part = sent_parts.get(call.tool_call_id) or {}
-        state, approval = part.get("state"), part.get("approval")
-        if state == "approval-responded" and isinstance(approval, dict):
-            reason = approval.get("reason")
-            approves = approval.get("approved") is True
+        state = part.get("state")
+        if state == "approval-responded":
+            approves, reason = part["approval"]["approved"], part["approval"].get("reason")
             parts.append(
                 ApprovalPart(
                     call.tool_call_id, approves, reason if isinstance(reason, str) else None

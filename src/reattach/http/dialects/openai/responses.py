@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
-import msgspec
 from fastapi import Header, Path, Query, Request, Response
 
 from reattach.domain.errors import (
@@ -16,7 +15,7 @@ from reattach.domain.errors import (
 from reattach.domain.events import Failed, RunStatus, StopReason
 from reattach.domain.ids import ConversationId, RunId
 from reattach.domain.limits import MAX_INTEGER
-from reattach.domain.limits.requests import MAX_CLIENT_TOOL_BYTES, MAX_ID_CHARS
+from reattach.domain.limits.requests import MAX_ID_CHARS
 from reattach.domain.messages import ApprovalPart, Message, ToolCallPart
 from reattach.engine.base import ClientTool
 from reattach.http.content import check_images
@@ -41,6 +40,7 @@ from reattach.http.dialects.sending import (
 from reattach.http.dialects.streaming import dialect_stream
 from reattach.http.json import Fault, JsonResponse, invalid
 from reattach.http.middleware.access import Access
+from reattach.http.parse_send import check_schema_size
 from reattach.http.routes import routes
 from reattach.http.schemas.fields import OrderParam
 from reattach.records.base import Agent, Conversation, Run, Target, Thread
@@ -295,9 +295,7 @@ def _client_tools(body: ResponseCreate) -> tuple[ClientTool, ...]:
                 ["body", "tools", number, "name"], "Another tool has this name.", "unique"
             )
             raise invalid([fault])
-        if len(msgspec.json.encode(tool.parameters)) > MAX_CLIENT_TOOL_BYTES:
-            message = f"The schema may have at most {MAX_CLIENT_TOOL_BYTES} bytes as JSON."
-            raise invalid([Fault(["body", "tools", number, "parameters"], message, "too_long")])
+        check_schema_size(tool.parameters, ["body", "tools", number, "parameters"])
         tools[tool.name] = ClientTool(tool.name, tool.description, tool.parameters)
     return tuple(tools.values())
 
