@@ -35,11 +35,15 @@ _INTERPRETER_VARIABLES: Final = ("PYTHONPATH", "PYTHONHASHSEED", "PYTHONWARNINGS
 _PROVIDERS: Final = ("anthropic", "google", "openai")
 
 _IMPORTED_BEFORE: Final = (
+    "httpx2",
     "reattach.log.redis.log",
     "reattach.observe",
     "reattach.records.database.connection",
+    "reattach.server.imports",
     "reattach.server.process",
     "reattach.server.tune_gc",
+    "sqlalchemy.dialects.postgresql",
+    "sqlalchemy.dialects.sqlite",
     "typer._adapters",
     "typer._click.decorators",
     "uvicorn.lifespan.off",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
+from reattach import __version__
 from reattach.cli.printable import printable
 
 if TYPE_CHECKING:
@@ -62,9 +63,7 @@ def with_store_flags(command: Callable[..., None]) -> Callable[..., None]:
 def show_version(value: bool) -> None:
     """Print the version and exit if requested; the callback of ``--version``."""
     if value:
-        from importlib.metadata import version
-
-        typer.echo(f"reattach {version('reattach')}")
+        typer.echo(f"reattach {__version__}")
         raise typer.Exit
 
 

@@ -1,10 +1,10 @@
 """``reattach serve`` and ``reattach models``: the server, and the models it offers."""
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from reattach import __version__
 from reattach.cli.options import AsJson, Config, StoreFlags, settings_with, with_store_flags
 
 if TYPE_CHECKING:
@@ -65,11 +65,16 @@ def serve(
 def _serve(settings: "Settings") -> None:
     import uvloop
 
+    from reattach.server.imports import import_fastapi, import_structlog
+
+    import_structlog()
+
     from reattach.observe import configure_logging
     from reattach.server.tune_gc import tune_gc
 
     configure_logging(settings.log_format, settings.log_level)
     if settings.workers == 1:
+        import_fastapi()
         from reattach.server.process import serve as serve_until_stopped
 
         tune_gc()
@@ -84,7 +89,7 @@ def _serve(settings: "Settings") -> None:
 
 def _print_ready(url: str) -> None:
     """Print the address to standard output, where a script can wait for it."""
-    typer.echo(f"Reattach {version('reattach')} is listening on {url}")
+    typer.echo(f"Reattach {__version__} is listening on {url}")
 
 
 def models(

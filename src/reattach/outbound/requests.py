@@ -14,16 +14,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Final
-
-import httpx2
+from typing import TYPE_CHECKING, Final
 
 from reattach.daemon_thread import in_daemon_thread
 from reattach.domain.errors import UrlRefusedError, UrlUnreachableError
 from reattach.domain.limits.outbound import OUTBOUND_ADDRESSES, OUTBOUND_LOOKUPS
 from reattach.outbound.addresses import is_reachable, literal_address
 
-Response = httpx2.Response
+if TYPE_CHECKING:
+    # Imported by the first request or check, because few clients name a URL.
+    import httpx2
+
+    Response = httpx2.Response
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Returns the addresses of a host at a port. Raises OSError."""
@@ -35,7 +37,7 @@ _HOST: Final = re.compile(r"[A-Za-z0-9._:-]+")
 """A name or address that can be looked up."""
 
 
-def checked_url(text: str, *, to_private: bool) -> httpx2.URL:
+def checked_url(text: str, *, to_private: bool) -> "httpx2.URL":
     """Return the URL if its text allows a connection to it.
 
     ``to_private`` allows addresses outside of the public internet. Names are looked up only when a
@@ -44,6 +46,8 @@ def checked_url(text: str, *, to_private: bool) -> httpx2.URL:
     Raises:
         UrlRefusedError: The URL is malformed, or names an address that is not allowed.
     """
+    import httpx2
+
     try:
         url = httpx2.URL(text)
         host = url.raw_host.decode("ascii")
@@ -92,13 +96,13 @@ _lookups: Final = threading.BoundedSemaphore(OUTBOUND_LOOKUPS)
 @dataclass(frozen=True, slots=True)
 class _Request:
     method: str
-    url: httpx2.URL
+    url: "httpx2.URL"
     headers: Mapping[str, str]
     content: bytes | None
 
     def send(
-        self, client: httpx2.AsyncClient, address: str
-    ) -> AbstractAsyncContextManager[httpx2.Response]:
+        self, client: "httpx2.AsyncClient", address: str
+    ) -> "AbstractAsyncContextManager[httpx2.Response]":
         return client.stream(
             self.method,
             self.url.copy_with(host=address, fragment=None),
@@ -124,7 +128,7 @@ class Outbound:
         *,
         headers: Mapping[str, str] | None = None,
         content: bytes | None = None,
-    ) -> AsyncIterator[httpx2.Response]:
+    ) -> "AsyncIterator[httpx2.Response]":
         """Open the response on a connection of its own to a checked address.
 
         There is no timeout and no connection reuse.
@@ -134,6 +138,8 @@ class Outbound:
                 to.
             UrlUnreachableError: The connection or the exchange failed.
         """
+        import httpx2
+
         url = checked_url(text, to_private=self._to_private)
         if self._tls is None:
             self._tls = await asyncio.to_thread(prepare_tls)
@@ -145,7 +151,7 @@ class Outbound:
         except (OSError, httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
             raise UrlUnreachableError(f"{type(error).__name__}: {error}") from error
 
-    async def _addresses(self, url: httpx2.URL) -> Sequence[str]:
+    async def _addresses(self, url: "httpx2.URL") -> Sequence[str]:
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
             found = await self._resolve(url.raw_host.decode("ascii"), port)
@@ -163,11 +169,13 @@ class Outbound:
         stack: AsyncExitStack,
         addresses: Sequence[str],
         request: "_Request",
-    ) -> httpx2.Response:
+    ) -> "httpx2.Response":
         """Return the response of the first address that accepts a connection.
 
         The Host header and the TLS check use the URL's name.
         """
+        import httpx2
+
         assert self._tls is not None
         for place, address in enumerate(addresses, 1):
             client = await stack.enter_async_context(
@@ -185,6 +193,8 @@ class Outbound:
 
 def prepare_tls() -> ssl.SSLContext:
     """Read the certificates. Call it outside of the event loop."""
+    import httpx2
+
     context = ssl.create_default_context()
     httpx2.AsyncHTTPTransport(verify=context)  # The first one imports modules.
     return context

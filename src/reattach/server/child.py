@@ -9,6 +9,12 @@ import gc
 if __name__ == "__main__":
     gc.disable()  # During the imports, as in ``reattach.__main__``.
 
+from reattach.server.imports import import_fastapi, import_structlog
+
+if __name__ == "__main__":
+    import_structlog()
+    import_fastapi()
+
 import asyncio
 import json
 import os

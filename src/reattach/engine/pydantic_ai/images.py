@@ -10,7 +10,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from reattach.domain.errors import ModelError, UrlRefusedError, UrlUnreachableError
@@ -24,7 +24,10 @@ from reattach.domain.limits.outbound import (
 )
 from reattach.domain.messages import IMAGE_TYPES, ImagePart, Message, ToolReturnPart
 from reattach.engine.base import Turn
-from reattach.outbound.requests import Outbound, Resolve, Response, checked_url, resolve
+from reattach.outbound.requests import Outbound, Resolve, checked_url, resolve
+
+if TYPE_CHECKING:
+    from reattach.outbound.requests import Response
 
 FETCHING_HOSTS: Final = frozenset(
     {
@@ -137,7 +140,7 @@ class ImageFetcher:
         return None
 
 
-async def _read(response: Response) -> FetchedImage | None:
+async def _read(response: "Response") -> FetchedImage | None:
     media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     encoding = response.headers.get("content-encoding", "identity").lower()
     if response.status_code != 200 or media_type not in IMAGE_TYPES or encoding != "identity":

@@ -220,7 +220,26 @@ _decode_object: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 def partial_index(name: str, column: str, where: TextClause, *, unique: bool = False) -> Index:
     """Return an index of the rows for which ``where`` is true."""
-    return Index(name, column, unique=unique, sqlite_where=where, postgresql_where=where)
+    return _PartialIndex(name, column, where, unique=unique)
+
+
+class _PartialIndex(Index):
+    """An index that gives SQLAlchemy its condition when the index is created or compared.
+
+    SQLAlchemy imports the code of both databases for such a condition. A start on an existing
+    database needs one of them.
+    """
+
+    def __init__(self, name: str, column: str, where: TextClause, *, unique: bool) -> None:
+        super().__init__(name, column, unique=unique)
+        self._where = where
+
+    @cached_property
+    def dialect_options(self) -> Any:
+        options = super().dialect_options
+        for dialect in ("sqlite", "postgresql"):
+            options[dialect]["where"] = self._where
+        return options
 
 
 class UnstorableError(ValueError):

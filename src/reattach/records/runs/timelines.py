@@ -4,10 +4,11 @@ Each owner of a run has a row of its own: it writes it when the run ends, when i
 over, or when somebody looks at the run. An owner that was killed leaves what was written before.
 """
 
-from typing import Any, Final
+from functools import cache
+from importlib import import_module
+from typing import Final
 
 from sqlalchemy import Connection, bindparam, delete, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from reattach.domain.ids import RunId, Token
 from reattach.records.database import schema
@@ -31,24 +32,21 @@ _DELETE: Final = delete(_timelines).where(
 )
 
 
-def _upsert(dialect: Any) -> Any:
-    statement = dialect.insert(_timelines)
-    return statement.on_conflict_do_update(
+@cache
+def _upsert(dialect: str) -> PreparedStatement:
+    # A server uses one of the two dialects, so the other is not imported.
+    statement = import_module(f"sqlalchemy.dialects.{dialect}").insert(_timelines)
+    updating = statement.on_conflict_do_update(
         index_elements=[_timelines.c.run_id, _timelines.c.token],
         set_={"commits": statement.excluded.commits},
     )
-
-
-_UPSERTS: Final = {
-    name: PreparedStatement(_upsert(dialect), "run_id", "token", "commits")
-    for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
-}
+    return PreparedStatement(updating, "run_id", "token", "commits")
 
 
 def keep(connection: Connection, run_id: RunId, token: Token, commits: str) -> None:
     """Write the row of the owner with ``token``; a later one replaces it."""
     values = {"run_id": run_id, "token": token, "commits": commits}
-    _UPSERTS[connection.dialect.name].run(connection, values)
+    _upsert(connection.dialect.name).run(connection, values)
 
 
 def forget(connection: Connection, run_ids: list[RunId]) -> None:
