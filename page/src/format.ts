@@ -36,8 +36,8 @@ export function clock(at: string | number): string {
   return day + time.toLocaleTimeString();
 }
 
-/** Return an id that fits a narrow place: its kind and the first characters. */
+/** Return an id that fits a narrow place: its kind and the last characters, because the first ones are the time. */
 export function shortId(id: string): string {
   const [kind, rest = ""] = id.split(/-(.*)/);
-  return rest.length > 10 ? `${kind}-${rest.slice(0, 8)}…` : id;
+  return rest.length > 10 ? `${kind}-…${rest.slice(-8)}` : id;
 }

@@ -4,7 +4,9 @@ The formats are the Letta API's, so that its SDKs and applications can distingui
 """
 
 import hashlib
+import os
 import re
+import time
 import uuid
 from typing import TYPE_CHECKING, Final, NewType
 
@@ -67,6 +69,20 @@ def new_uuid() -> str:
     return str(uuid.uuid4())
 
 
+def new_rising_uuid() -> str:
+    """Return a UUID that begins with the time, for the ids of rows that are written all the time.
+
+    Ids that are made together are neighbours in an index, so its new entries share pages. The
+    layout is that of UUIDv7 (RFC 9562), 48 bits of Unix milliseconds and 74 random bits, but the
+    version is 4, which clients and servers of earlier versions require. If the clock is set back,
+    new ids are between older ones, and as unique as ever.
+    """
+    time_bits = f"{time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF:012x}"
+    drawn = os.urandom(10).hex()
+    variant = "89ab"[int(drawn[3], 16) & 3]
+    return f"{time_bits[:8]}-{time_bits[8:]}-4{drawn[:3]}-{variant}{drawn[4:7]}-{drawn[7:19]}"
+
+
 def derived_uuid(text: str) -> str:
     """Return a UUID that is the same for the same text, in every process."""
     return str(uuid.UUID(bytes=hashlib.sha256(text.encode()).digest()[:16], version=4))
@@ -77,27 +93,27 @@ def new_tenant_id() -> TenantId:
 
 
 def new_agent_id() -> AgentId:
-    return AgentId(f"agent-{new_uuid()}")
+    return AgentId(f"agent-{new_rising_uuid()}")
 
 
 def new_block_id() -> BlockId:
-    return BlockId(f"block-{new_uuid()}")
+    return BlockId(f"block-{new_rising_uuid()}")
 
 
 def new_conversation_id() -> ConversationId:
-    return ConversationId(f"conv-{new_uuid()}")
+    return ConversationId(f"conv-{new_rising_uuid()}")
 
 
 def new_message_id() -> MessageId:
-    return MessageId(f"message-{new_uuid()}")
+    return MessageId(f"message-{new_rising_uuid()}")
 
 
 def new_run_id() -> RunId:
-    return RunId(f"run-{new_uuid()}")
+    return RunId(f"run-{new_rising_uuid()}")
 
 
 def new_step_id() -> StepId:
-    return StepId(f"step-{new_uuid()}")
+    return StepId(f"step-{new_rising_uuid()}")
 
 
 def is_run_id(text: str) -> bool:

@@ -13,7 +13,7 @@ from reattach.domain.backoff import until_available
 from reattach.domain.errors import QuotaError, StoreUnavailableError, UnavailableError
 from reattach.domain.errors.stores import CommitUnknownError
 from reattach.domain.events import RunStatus
-from reattach.domain.ids import FIRST_TOKEN, TenantId, new_run_id, new_uuid
+from reattach.domain.ids import FIRST_TOKEN, TenantId, new_rising_uuid, new_run_id
 from reattach.domain.messages import Message
 from reattach.records.base import (
     Agent,
@@ -132,7 +132,7 @@ class Sends:
 
     def _new_run(self, send: Send, model: str) -> Run:
         sent = tuple(
-            message if message.otid else msgspec.structs.replace(message, otid=new_uuid())
+            message if message.otid else msgspec.structs.replace(message, otid=new_rising_uuid())
             for message in send.messages
         )
         return Run(

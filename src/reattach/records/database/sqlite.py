@@ -45,8 +45,8 @@ pages over and over, and each is copied once. It is half of RECORDS_WAL_BYTES.""
 
 _WRITE_CACHE_KIB: Final = 8 * 1024
 _READ_CACHE_KIB: Final = 2 * 1024
-"""The memory for pages of one connection. The ids of new rows are spread over all pages of an
-index, so a writer needs more."""
+"""The memory for pages of one connection. A writer needs more: the OTIDs of clients, and ids that
+are older than the rising ones, are spread over all pages of an index."""
 
 _SYNCHRONOUS: Final = {"process": "NORMAL", "power": "FULL"}
 
