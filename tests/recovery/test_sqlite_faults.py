@@ -5,7 +5,7 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from reattach.domain.errors import FencedError, SeqMismatchError, StoreUnavailableError
 from reattach.domain.ids import Seq, Token
 from reattach.log.base import Head, Slice
+from reattach.log.sqlite import writer
 from reattach.log.sqlite.log import Sizes, SqliteLog
 from reattach.testing.conformance.log_samples import append
 
@@ -25,7 +26,11 @@ SIZES = Sizes(
     journal_bytes=20_000,
     closed_runs_bytes=0,
     checkpoint_bytes=100_000,
+    at_once_bytes=0,
 )
+"""Limits so small that upkeep has work, and every commit is made by the thread."""
+AT_ONCE = replace(SIZES, at_once_bytes=5000, journal_bytes=2**20)
+"""Small commits are made in the event loop, and upkeep has nothing to do."""
 
 
 @dataclass
@@ -41,12 +46,21 @@ class Disk:
     """Delays the failure until it is set."""
     busy_timeout_seconds: float = 5.0
     connections: list[sqlite3.Connection] = field(default_factory=list)
+    committing: list[str] = field(default_factory=list)
+    """The name of the thread of each commit, including those that failed."""
+    fails_in_loop: bool = False
+    """Commits of the event loop fail."""
 
     def connect(self, path: str) -> sqlite3.Connection:
         disk = self
 
         class Connection(sqlite3.Connection):
             def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+                if sql.startswith("INSERT INTO log_journal"):
+                    thread = threading.current_thread()
+                    disk.committing.append(thread.name)
+                    if disk.fails_in_loop and thread is threading.main_thread():
+                        raise sqlite3.OperationalError("database is locked")
                 if disk.broken is not None and sql.startswith(disk.broken):
                     disk.reached.set()
                     disk.go_on.wait(30)
@@ -63,8 +77,8 @@ class Disk:
         self.connections.append(connection)
         return connection
 
-    async def open_log(self) -> SqliteLog:
-        return await SqliteLog.open_file(self.path, sizes=SIZES, connect=self.connect)
+    async def open_log(self, sizes: Sizes = SIZES) -> SqliteLog:
+        return await SqliteLog.open_file(self.path, sizes=sizes, connect=self.connect)
 
     def query(self, sql: str) -> Any:
         with closing(sqlite3.connect(self.path)) as connection:
@@ -102,9 +116,9 @@ async def test_appends_to_a_full_disk_are_refused_and_resume_when_there_is_space
 ) -> None:
     await log.open("run", Token(1))
     await append(log, "run", Token(1), 1, FRAMES[:2])
-    writer = disk.connections[0]
-    pages = writer.execute("PRAGMA page_count").fetchone()[0]
-    assert writer.execute(f"PRAGMA max_page_count = {pages}").fetchone()[0] == pages
+    connection = disk.connections[0]
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    assert connection.execute(f"PRAGMA max_page_count = {pages}").fetchone()[0] == pages
     async with log.follow("run") as tail:
         for _ in range(2):
             with pytest.raises(StoreUnavailableError) as caught:
@@ -113,13 +127,93 @@ async def test_appends_to_a_full_disk_are_refused_and_resume_when_there_is_space
             assert "full" not in caught.value.detail
             assert (tail.last_seq, tail.ended) == (2, False)
             assert await log.head("run") == Head(Seq(1), Seq(2), closed=False)
-        writer.execute("PRAGMA max_page_count = 1000000")
+        connection.execute("PRAGMA max_page_count = 1000000")
         await append(log, "run", Token(1), 3, FRAMES[2:100])
         assert tail.last_seq == 100
     await log.aclose()
     log = await disk.open_log()
     assert await log.head("run") == Head(Seq(1), Seq(100), closed=False)
     assert await frames_of(log, "run") == b"".join(FRAMES[:100])
+    await log.aclose()
+
+
+@pytest.fixture
+async def at_once(disk: Disk) -> AsyncIterator[SqliteLog]:
+    """A log with a run, whose small commits are made in the event loop."""
+    log = await disk.open_log(AT_ONCE)
+    async with asyncio.timeout(30):
+        while LOOP not in disk.committing:  # The thread has work after the start.
+            await log.open(f"run-{len(disk.committing)}", Token(1))
+    await log.open("run", Token(1))
+    disk.committing.clear()
+    yield log
+    await log.aclose()
+
+
+LOOP, THREAD = threading.main_thread().name, "reattach-log-writer"
+
+
+async def test_only_commits_that_are_small_are_made_in_the_event_loop(
+    disk: Disk, at_once: SqliteLog
+) -> None:
+    await append(at_once, "run", Token(1), 1, FRAMES[:2])
+    await append(at_once, "run", Token(1), 3, FRAMES[2:20])
+    await append(at_once, "run", Token(1), 21, FRAMES[20:22])
+    await at_once.delete("run")
+    assert disk.committing == [LOOP, THREAD, LOOP, THREAD]
+
+
+@pytest.mark.promise("P2")
+async def test_small_commits_wait_for_a_large_one_before_them(
+    disk: Disk, at_once: SqliteLog
+) -> None:
+    disk.broken = "INSERT INTO log_journal"
+    disk.go_on.clear()
+    async with asyncio.timeout(30):
+        large = asyncio.create_task(append(at_once, "run", Token(1), 1, FRAMES[:20]))
+        await asyncio.to_thread(disk.reached.wait)
+        small = asyncio.create_task(append(at_once, "run", Token(1), 21, FRAMES[20:22]))
+        await asyncio.sleep(0)
+        disk.broken = None
+        disk.go_on.set()
+        results = await asyncio.gather(large, small, return_exceptions=True)
+    assert {type(result) for result in results} == {StoreUnavailableError}
+    assert disk.committing == [THREAD]
+    assert await at_once.head("run") == Head(Seq(1), Seq(0), closed=False)
+
+
+async def test_a_commit_that_fails_in_the_event_loop_is_made_by_the_thread(
+    disk: Disk, at_once: SqliteLog
+) -> None:
+    disk.fails_in_loop = True
+    await append(at_once, "run", Token(1), 1, FRAMES[:2])
+    assert disk.committing == [LOOP, THREAD]
+    await at_once.aclose()
+    log = await disk.open_log()
+    assert await frames_of(log, "run") == b"".join(FRAMES[:2])
+    await log.aclose()
+
+
+async def test_the_thread_commits_after_a_slow_commit_in_the_event_loop(
+    disk: Disk, at_once: SqliteLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "_SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(writer, "_SLOW_DISK_SECONDS", 3600.0)
+    await append(at_once, "run", Token(1), 1, FRAMES[:2])
+    await append(at_once, "run", Token(1), 3, FRAMES[2:4])
+    assert disk.committing == [LOOP, THREAD]
+
+
+@pytest.mark.promise("P2")
+async def test_no_commit_that_must_wait_for_the_disk_is_made_in_the_event_loop(
+    disk: Disk,
+) -> None:
+    log = await SqliteLog.open_file(
+        disk.path, durability="power", sizes=AT_ONCE, connect=disk.connect
+    )
+    await log.open("run", Token(1))
+    await append(log, "run", Token(1), 1, FRAMES[:2])
+    assert set(disk.committing) == {THREAD}
     await log.aclose()
 
 

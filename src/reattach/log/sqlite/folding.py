@@ -7,6 +7,7 @@ logs, so the process may die at any point.
 """
 
 import asyncio
+import os
 import sqlite3
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -32,8 +33,9 @@ _SMALLEST_PRUNE: Final = 16
 """Rows are deleted once they take 1/16 of the journal's limit, or are ``_PRUNE_ROWS``."""
 _SIZE_CHECKS: Final = 8
 """How often the WAL is copied into the database, and its size read, while it grows to its limit."""
-_RESTARTS: Final = 4
-"""How often the WAL is begun anew while as much is written as its file may have."""
+_RESTART_SHARE: Final = 0.75
+"""The part of its limit at which the WAL is begun anew. Appends wait for the disk meanwhile, so the
+longer the WAL, the fewer of them wait."""
 _STEP_RUNS: Final = 64
 """The most runs per transaction, because each one touches another page of the id index."""
 _PRUNE_ROWS: Final = 256
@@ -56,6 +58,9 @@ class Sizes:
     checkpoint_bytes: int = 32 * 1024 * 1024
     """The WAL's file is truncated above this size. An append may wait 30 ms for that, so the WAL is
     begun anew before, which takes a few."""
+    at_once_bytes: int = 128 * 1024
+    """The largest commit in the event loop: a quarter of a millisecond of work. Waking the thread
+    and waiting for its answer takes a tenth."""
     idle_seconds: float = WAL_IDLE_SECONDS
     """The time without writes after which the WAL is emptied."""
 
@@ -118,6 +123,28 @@ class _Wal:
         self.is_urgent = False
 
 
+class _DatabaseFile:
+    """The file of the database, open beside SQLite's connections to write its pages to the disk.
+
+    Close it after all of them: closing a file releases every lock that the process has on it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def sync(self) -> None:
+        """Wait until the disk has everything that was written to the file."""
+        if self._descriptor is None:
+            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
 class Folding:
     """The maintenance of one log's file. The task ``run`` does the work."""
 
@@ -139,6 +166,7 @@ class Folding:
         self._first_row = first_row
         self._row_sizes = deque(row_sizes)
         self._journal_bytes = sum(row_sizes)
+        self._file = _DatabaseFile(file)
         self._wal = _Wal(file, sizes, asyncio.get_running_loop().time)
         self._unfolded: dict[int, RunState] = {}
         self._pending: OrderedDict[RunState, None] = OrderedDict()
@@ -196,6 +224,10 @@ class Folding:
                 await asyncio.sleep(_RETRY_SECONDS)
                 self._wake.set()
 
+    def close(self) -> None:
+        """Release the file, after all connections to it were closed."""
+        self._file.close()
+
     async def _wait_for_work(self) -> None:
         """Return when there is something to do, and when the log was idle for a while."""
         while True:
@@ -232,9 +264,14 @@ class Folding:
         return True
 
     async def _checkpoint(self) -> None:
-        """Copy the WAL beside the writer, and let the writer begin it anew if it is long."""
+        """Copy the WAL beside the writer, and let the writer begin it anew if it is long.
+
+        SQLite waits for the disk to have the copy only when it begins the WAL anew. Most of that is
+        done here, before appends wait for it.
+        """
         content_bytes = await self._read_pool.call(tables.checkpoint)
-        if content_bytes > self._sizes.checkpoint_bytes // _RESTARTS:
+        if content_bytes > _RESTART_SHARE * self._sizes.checkpoint_bytes:
+            await self._read_pool.run(self._file.sync)
             await self._writer.perform(tables.restart_wal, in_transaction=False)
 
     async def _truncate_wal(self) -> None:
@@ -243,6 +280,7 @@ class Folding:
         Most of it is copied beside the writer. The writer then copies the rest and truncates it.
         """
         await self._read_pool.call(tables.checkpoint)
+        await self._read_pool.run(self._file.sync)
         if await self._writer.perform(tables.truncate_wal, in_transaction=False):
             self._wal.note_emptied()
         else:

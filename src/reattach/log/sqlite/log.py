@@ -103,6 +103,8 @@ class SqliteLog(Log):
             self._on_committed,
             self._on_failed,
             synced_runs=uncertain,
+            loop_connection=read_pool.loop_connection,
+            at_once_bytes=sizes.at_once_bytes,
         )
         self.after_tick = self._writer.after_tick
         self._folding = Folding(
@@ -289,6 +291,7 @@ class SqliteLog(Log):
         for run in runs:
             run.tail.fail(StoreUnavailableError(CLOSING))
         await self._read_pool.aclose()
+        self._folding.close()
         if not self._upkeep.cancelled():
             self._upkeep.result()
 

@@ -1,4 +1,4 @@
-"""Read-only connections to the SQLite log."""
+"""Connections to the SQLite log beside that of the writer's thread."""
 
 import asyncio
 import sqlite3
@@ -14,13 +14,17 @@ _THREADS: Final = 2
 
 
 class ReadPool:
-    """A small pool of threads, each with a connection that is opened on first use."""
+    """A small pool of threads, each with a connection that is opened on first use.
+
+    ``loop_connection`` is that of the event loop. It never waits for a lock, and raises
+    sqlite3.Error instead.
+    """
 
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
         """For a thread that may block: it opens the connection for ``at_once``."""
         self._connect = connect
-        self._at_once = connect()
-        self._at_once.execute("PRAGMA busy_timeout = 0")
+        self.loop_connection = connect()
+        self.loop_connection.execute("PRAGMA busy_timeout = 0")
         self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="reattach-log-reader")
 
@@ -31,12 +35,16 @@ class ReadPool:
         """
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._call, work)
 
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run ``work``, which needs no connection, in a thread as ``call`` does."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
     def at_once(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``work``, which finds a row by its key, in the event loop: a thread costs more.
 
         It never waits for a lock, and raises sqlite3.Error instead.
         """
-        return work(self._at_once)
+        return work(self.loop_connection)
 
     async def aclose(self) -> None:
         await asyncio.get_running_loop().run_in_executor(None, self._close)
@@ -53,6 +61,6 @@ class ReadPool:
 
     def _close(self) -> None:
         self._threads.shutdown()
-        self._at_once.close()
+        self.loop_connection.close()
         while not self._idle.empty():
             self._idle.get_nowait().close()

@@ -1,15 +1,19 @@
-"""The thread that writes the SQLite log.
+"""The only writer of the SQLite log's file: commits of appends, and jobs that maintain the file.
 
-The operations of one tick of the event loop are handed to the thread together. The thread commits
-everything it received since its last commit as one batch, and calls the event loop once per batch.
-There is no timer: a lone append is written immediately, and appends that arrive during a commit
-share the next one. Jobs, which maintain the file, run between batches in the order of their
-requests, each in its own transaction.
+The operations of one tick of the event loop are committed together at its end. A small batch that
+need not wait for the disk is committed in the event loop, because waking a thread and the loop
+again takes longer than the commit. Any other batch is handed to a thread, and so is
+everything that follows while the thread is at work, so the order of commits is that of the
+operations. The thread commits everything it received since its last commit as one batch, and calls
+the event loop once per batch. There is no timer: a lone append is written immediately.
+
+Jobs run in the thread between batches in the order of their requests, each in its own transaction.
 """
 
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -24,6 +28,12 @@ from reattach.log.sqlite.tables import Durability
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 """The size at which a batch is committed: a few ms of writing, far below SQLite's limit of 1 GB."""
 
+_SLOW_SECONDS: Final = 0.01
+"""A commit in the event loop that takes longer was held up by the disk."""
+
+_SLOW_DISK_SECONDS: Final = 1.0
+"""How long the thread commits everything after that, so that such a disk rarely delays the loop."""
+
 Work = Callable[[sqlite3.Connection], object]
 
 
@@ -36,7 +46,9 @@ class _Job:
 
 
 class Writer:
-    """The owner of the writing connection and its thread. Call it in the event loop only.
+    """The owner of the thread and its ``connection``. Call it in the event loop only.
+
+    ``loop_connection`` never waits for a lock. It commits batches of up to ``at_once_bytes``.
 
     ``on_committed(operations, row, size_bytes)`` is called in the loop, in commit order. When a
     commit fails, the thread writes nothing until ``on_failed(operations, error)`` has returned; its
@@ -53,18 +65,26 @@ class Writer:
         on_failed: Callable[[Sequence[Operation], Exception], None],
         *,
         synced_runs: Set[RunState] = frozenset(),
+        loop_connection: sqlite3.Connection,
+        at_once_bytes: int,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._connection = connection
+        self._loop_connection = loop_connection
         self._durability: Durability = durability
         self._synced_runs = synced_runs
         self._next_row = next_row
         self._on_committed = on_committed
         self._on_failed = on_failed
         self._submitted: list[Operation] = []
-        """Operations of this tick. Waking the thread for each would cost more than the write."""
+        """Operations of this tick, which are committed together."""
         self._calls: list[Callable[[], None]] = []
         self._is_tick_end_scheduled = False
+        self._at_once_bytes = at_once_bytes
+        self._thread_until = 0.0
+        """Until then the thread commits everything, because the disk is slow."""
+        self._in_thread = 0
+        """The number of items that the thread was handed and has not reported."""
         self._queue: SimpleQueue[list[Operation] | _Job] = SimpleQueue()
         self._resumed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reattach-log-writer", daemon=True)
@@ -90,7 +110,30 @@ class Writer:
         for call in calls:
             call()
         self._is_tick_end_scheduled = False
-        self._hand_over()
+        if self._submitted and not self._commit_at_once(self._submitted):
+            self._hand_over()
+
+    def _commit_at_once(self, batch: list[Operation]) -> bool:
+        """Commit the operations in the event loop and return True, if that does not hold it up."""
+        if self._in_thread or self._durability == "power" or self._synced_runs:
+            return False
+        began = time.monotonic()
+        if began < self._thread_until:
+            return False
+        packed = b"".join([operation.packed for operation in batch])
+        if len(packed) > self._at_once_bytes or any(isinstance(op.change, Delete) for op in batch):
+            return False
+        try:
+            journal.insert_row(self._loop_connection, self._next_row, packed)
+        except Exception:  # noqa: BLE001 - The thread tries again, and reports the failure.
+            return False
+        if time.monotonic() - began > _SLOW_SECONDS:
+            self._thread_until = began + _SLOW_DISK_SECONDS
+        row = self._next_row
+        self._next_row += 1
+        self._submitted = []
+        self._on_committed(batch, row, len(packed))
+        return True
 
     async def perform(
         self, work: Work, *, in_transaction: bool = True, is_last: bool = False
@@ -101,7 +144,7 @@ class Writer:
         """
         job = _Job(work, in_transaction, is_last, self._loop.create_future())
         self._hand_over()
-        self._queue.put(job)
+        self._put(job)
         return await job.done
 
     async def stop(self) -> None:
@@ -111,7 +154,13 @@ class Writer:
     def _hand_over(self) -> None:
         if self._submitted:
             submitted, self._submitted = self._submitted, []
-            self._queue.put(submitted)
+            self._put(submitted)
+
+    def _put(self, item: list[Operation] | _Job) -> None:
+        self._in_thread += 1
+        self._queue.put(item)
+
+    # In the thread.
 
     def _run(self) -> None:
         try:
@@ -127,13 +176,14 @@ class Writer:
     def _write_pending(self, item: list[Operation] | _Job) -> _Job | None:
         """Commit ``item`` and the operations behind it; return the job that follows."""
         batch: list[Operation] = []
-        size_bytes = 0
+        items = size_bytes = 0
         following: _Job | None = None
         while True:
             if not isinstance(item, list):
                 following = item
                 break
             batch += item
+            items += 1
             size_bytes += sum([len(operation.packed) for operation in item])
             if size_bytes >= _BATCH_BYTES:
                 break
@@ -142,10 +192,10 @@ class Writer:
             except Empty:
                 break
         if batch:
-            self._commit(batch, size_bytes)
+            self._commit(batch, items, size_bytes)
         return following
 
-    def _commit(self, batch: list[Operation], size_bytes: int) -> None:
+    def _commit(self, batch: list[Operation], items: int, size_bytes: int) -> None:
         try:
             packed = b"".join([operation.packed for operation in batch])
             deleted = [op.change.number for op in batch if isinstance(op.change, Delete)]
@@ -156,19 +206,24 @@ class Writer:
                 journal.insert_row(self._connection, self._next_row, packed)
         except Exception as error:  # noqa: BLE001 - A dead thread would leave appends hanging.
             self._resumed.clear()
-            self._call_in_loop(self._fail, batch, error)
+            self._call_in_loop(self._fail, batch, items, error)
             self._resumed.wait()
         else:
             row = self._next_row
             self._next_row += 1
-            self._call_in_loop(self._on_committed, batch, row, size_bytes)
+            self._call_in_loop(self._report, batch, items, row, size_bytes)
+
+    def _report(self, batch: list[Operation], items: int, row: int, size_bytes: int) -> None:
+        """Report a commit of the thread, in the loop."""
+        self._in_thread -= items
+        self._on_committed(batch, row, size_bytes)
 
     def _write(self, connection: sqlite3.Connection, packed: bytes, deleted: list[int]) -> None:
         journal.insert_row(connection, self._next_row, packed)
         for number in deleted:
             tables.delete_run(connection, number)
 
-    def _fail(self, batch: list[Operation], error: Exception) -> None:
+    def _fail(self, batch: list[Operation], items: int, error: Exception) -> None:
         """Fail the batch and all operations after it, in the loop, and let the thread continue."""
         kept: list[_Job] = []
         while True:
@@ -178,10 +233,12 @@ class Writer:
                 break
             if isinstance(item, list):
                 batch += item
+                items += 1
             else:
                 kept.append(item)
         batch += self._submitted
         self._submitted = []
+        self._in_thread -= items
         try:
             self._on_failed(batch, error)
         finally:
@@ -198,9 +255,14 @@ class Writer:
             else:
                 result = job.work(self._connection)
         except Exception as error:  # noqa: BLE001 - It is raised to the caller of perform.
-            self._call_in_loop(settle, job.done, None, error)
+            self._call_in_loop(self._finish, job, None, error)
         else:
-            self._call_in_loop(settle, job.done, result, None)
+            self._call_in_loop(self._finish, job, result, None)
+
+    def _finish(self, job: _Job, result: object, error: Exception | None) -> None:
+        """Report the outcome of a job, in the loop."""
+        self._in_thread -= 1
+        settle(job.done, result, error)
 
     def _durability_of(self, batch: list[Operation]) -> Durability:
         if self._synced_runs and any(each.run in self._synced_runs for each in batch):
