@@ -54,6 +54,7 @@ from reattach.tools.function import FunctionTool
 from reattach.tools.loop import ToolLoop
 from reattach.tools.threads import Threads
 from tests.support.clocks import NOON, LeapClock
+from tests.support.collected_generators import bodies_among, collected_generators
 from tests.support.responses_server import (
     Json,
     ResponsesServer,
@@ -456,6 +457,16 @@ async def test_a_stream_with_an_error_in_it_may_pass(
     assert error.may_pass
     assert words in error.detail
     assert text_of(deltas)
+
+
+async def test_nothing_of_a_failed_body_is_left_to_the_garbage_collector(
+    engine: OpenAIResponsesEngine, server: ResponsesServer, turn: Turn
+) -> None:
+    server.cut_after = [6]
+    server.extra = ['{"type": "error", "code": "server_error", "message": "sorry"}']
+    with collected_generators() as collected:
+        await failure(engine, turn)
+    assert not bodies_among(collected)
 
 
 async def test_a_silent_stream_is_broken(server: ResponsesServer) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,16 @@ from reattach.domain.errors import (
 )
 from reattach.domain.events import StopReason
 from reattach.domain.messages import Role
-from reattach.engine.base import Delta, Engine, Finished, Partial, StepFinished, Turn, Way
+from reattach.engine.base import (
+    Delta,
+    Engine,
+    Finished,
+    Partial,
+    StepFinished,
+    Turn,
+    Way,
+    closing_deltas,
+)
 from reattach.engine.pydantic_ai import PydanticAIEngine
 from reattach.server.assembly import engines_of
 from reattach.settings import Settings
@@ -39,6 +48,7 @@ from tests.support.breaking_provider import (
     Dialect,
     breaking_provider,
 )
+from tests.support.collected_generators import bodies_among, collected_generators
 
 pytestmark = pytest.mark.filterwarnings("ignore:Failed to extract usage with `genai-prices`")
 
@@ -296,6 +306,35 @@ async def test_an_unbroken_answer_has_no_failure(
     deltas = [delta async for delta in subject.engine.run(subject.turn("hi"))]
     assert text_of(deltas) == "Hello."
     assert deltas[-1] == Finished(StopReason.END_TURN)
+
+
+@pytest.mark.parametrize("end", ["ends", "breaks off", "fails", "is left"])
+async def test_nothing_of_a_body_is_left_to_the_garbage_collector(
+    server: BreakingProvider, subject: Subject, end: str
+) -> None:
+    dialect = dialect_of(subject)
+    sent = dialect.begins() + dialect.says("Hel")
+    server.answer = {
+        "ends": Answer(sent + dialect.ends()),
+        "breaks off": Answer(sent),
+        "fails": Answer(sent + dialect.error_event(*BROKEN[dialect.name], "It is so.")),
+        "is left": Answer(sent, "silent"),
+    }[end]
+    with collected_generators() as collected:
+        await read(subject, leaves=end == "is left")
+    assert not bodies_among(collected)
+
+
+async def read(subject: Subject, *, leaves: bool) -> None:
+    """Read a turn to its end, or leave it at its first text."""
+    async with (
+        asyncio.timeout(NEVER / 2),
+        closing_deltas(subject.engine.run(subject.turn("hi"))) as deltas,
+    ):
+        with suppress(EngineError):
+            async for delta in deltas:
+                if leaves and text_of([delta]):
+                    break
 
 
 async def test_an_answer_that_a_filter_stops_says_so(

@@ -26,9 +26,10 @@ from reattach.engine.providers import OPENAI_RESPONSES
 from reattach.engine.pydantic_ai import model_profile, offered_model, unknown_tool
 from reattach.engine.pydantic_ai.images import ImageFetcher
 from reattach.extras import install_hint
+from reattach.outbound.bodies import end_reading_on_close
 
 try:
-    from openai import AsyncOpenAI, Timeout
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 except ImportError as error:
     raise StartupError(
         "Models of OpenAI need the package openai, which is not installed.",
@@ -183,6 +184,7 @@ class OpenAIResponsesEngine(Engine):
             base_url=self._base_url,
             max_retries=0,
             timeout=self._timeout,
+            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [end_reading_on_close]}),
         )
 
     async def _following(self, turn: Turn) -> Following:

@@ -204,6 +204,7 @@ class PydanticAIEngine(Engine):
                 model_request_parameters=_parameters(turn),
             )
             async with AsyncExitStack() as stack:
+                stack.push_async_callback(body.aclose)
                 with body.watching():
                     stream = await stack.enter_async_context(request)
                 events = cast("AsyncGenerator[pm.ModelResponseStreamEvent]", aiter(stream))

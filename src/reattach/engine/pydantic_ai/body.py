@@ -23,6 +23,7 @@ from reattach.domain.limits import (
     MAX_WATCHED_LINE_BYTES,
     MODEL_SILENCE_SECONDS,
 )
+from reattach.outbound.bodies import end_reading_on_close
 
 _RELEVANT: Final = re.compile(
     rb'"usage"\s*:\s*\{|"finish_reason"\s*:\s*"|"message_stop"|"finishReason"\s*:\s*"'
@@ -32,7 +33,7 @@ _watched: ContextVar["Body | None"] = ContextVar("watched body", default=None)
 
 
 class Body:
-    """The body of the newest response to one request."""
+    """The body of the newest response to one request; close it when the answer ends."""
 
     def __init__(self, *, silence_seconds: float = MODEL_SILENCE_SECONDS) -> None:
         self.has_begun = False
@@ -49,6 +50,7 @@ class Body:
         self.usage: dict[str, Any] = {}
         """The highest of all reports, member by member, in OpenAI's dialect."""
         self._lines = Lines()
+        self._response: httpx2.Response | None = None
 
     @property
     def is_known(self) -> bool:
@@ -80,6 +82,7 @@ class Body:
         self.has_end_mark, self.finish_reason = False, None
         self.usage_reports, self.usage = 0, {}
         self._lines = Lines()
+        self._response = response
         read = response.aiter_bytes
 
         async def aiter_bytes(chunk_size: int | None = None) -> AsyncIterator[bytes]:
@@ -90,6 +93,12 @@ class Body:
             self.feed(b"\n")  # The last line may lack its line end.
 
         response.aiter_bytes = aiter_bytes  # type: ignore[method-assign,assignment]
+
+    async def aclose(self) -> None:
+        """Close the response: not every client does so after a stream that reports an error."""
+        response, self._response = self._response, None
+        if response is not None:
+            await response.aclose()
 
     async def _next(self, chunks: AsyncIterator[bytes]) -> bytes | None:
         """Return the next chunk, or None at the end.
@@ -164,7 +173,8 @@ def watch(model: ProviderModel) -> None:
     if isinstance(client, httpx2.AsyncClient):
         hooks = client.event_hooks
         if _attach not in hooks["response"]:
-            client.event_hooks = {**hooks, "response": [*hooks["response"], _attach]}
+            added = [end_reading_on_close, _attach]
+            client.event_hooks = {**hooks, "response": [*hooks["response"], *added]}
 
 
 async def _attach(response: httpx2.Response) -> None:
