@@ -5,7 +5,9 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,27 +29,58 @@ from bench.clients import table as clients
 from bench.dialects import costs, matrix
 from bench.faults import chaos, handover, repeated, siege
 from bench.measuring.load import CACHE, program
-from bench.measuring.results import Chapter, write
+from bench.measuring.results import Chapter, begin, summary_of, write
 from bench.options import Options
 from bench.requests import reads, sends, turns
-from bench.starting import starts
+from bench.starting import recovery, starts
 from bench.telemetry import tracing
 
-CHAPTERS: Mapping[str, tuple[str, Callable[[Options], Chapter]]] = {
-    "replay": ("ended runs, from anywhere, warm and cold", replay.main),
-    "reload": ("an answer after a reload of its page: replay and snapshot", reload.main),
-    "live": ("many runs, many readers, replays meanwhile: lag and CPU", live.main),
-    "following": ("runs of another server over Redis: lag and CPU", following.main),
-    "idle": ("readers on silent runs: memory, CPU, pings", idle.main),
-    "storm": ("all readers cut at once, and back", storm.main),
-    "append": ("durable events a second, by backend and durability", append.main),
-    "start": ("a server's start: time to its first answer, CPU, memory when idle", starts.main),
-    "watching": ("metrics off, on, and asked for everything all the time: CPU", watching.main),
-    "tracing": ("traces off and on, of live events, sends and resumes: CPU", tracing.main),
-    "reads": ("one GET of an object, a list, the metrics, with few and many kept: CPU", reads.main),
-    "sends": ("a send, from its request to its settled run: CPU, first event", sends.main),
-    "turns": ("a send by the length of its conversation, in memory or not: CPU", turns.main),
-    "growth": ("costs against events, runs and readers; sizes after retention", growth.main),
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A benchmark that writes a chapter of the results."""
+
+    about: str
+    measure: Callable[[Options], Chapter]
+    minutes: float
+    """About how long it takes on two cores, if it is not quick."""
+
+
+CHAPTERS: Mapping[str, Benchmark] = {
+    "replay": Benchmark("ended runs, from anywhere, warm and cold", replay.main, 6),
+    "live": Benchmark("many runs, many readers, replays meanwhile: lag and CPU", live.main, 12),
+    "sends": Benchmark(
+        "a send, from its request to its settled run: CPU, first event", sends.main, 1
+    ),
+    "turns": Benchmark(
+        "a send by the length of its conversation, in memory or not: CPU", turns.main, 1
+    ),
+    "reads": Benchmark(
+        "one GET of an object, a list, the metrics, with few and many kept: CPU", reads.main, 1
+    ),
+    "start": Benchmark(
+        "a server's start: time to its first answer, CPU, memory when idle", starts.main, 1
+    ),
+    "recovery": Benchmark(
+        "open runs after kill -9: from the start to the last one that goes on", recovery.main, 1
+    ),
+    "dialects": Benchmark("an event in each dialect, live and replayed: CPU", costs.main, 2),
+    "append": Benchmark("durable events a second, by backend and durability", append.main, 4),
+    "growth": Benchmark(
+        "costs against events, runs and readers; sizes after retention", growth.main, 5
+    ),
+    "reload": Benchmark(
+        "an answer after a reload of its page: replay and snapshot", reload.main, 1
+    ),
+    "following": Benchmark("runs of another server over Redis: lag and CPU", following.main, 2),
+    "idle": Benchmark("readers on silent runs: memory, CPU, pings", idle.main, 3),
+    "storm": Benchmark("all readers cut at once, and back", storm.main, 2),
+    "watching": Benchmark(
+        "metrics off, on, and asked for everything all the time: CPU", watching.main, 3
+    ),
+    "tracing": Benchmark(
+        "traces off and on, of live events, sends and resumes: CPU", tracing.main, 2
+    ),
 }
 """Benchmarks that write a chapter of the results. ``--quick`` applies to these."""
 
@@ -63,7 +96,6 @@ OF_CLUSTERS: Mapping[str, tuple[str, Callable[[Options], None]]] = {
     "rolling": ("servers restarted one after the other, again and again, under runs with tools",
                 chaos.rolling),
     "clients": ("what a user of each client sees when something breaks", clients.main),
-    "dialects": ("an event in each dialect, live and replayed: CPU", costs.main),
     "matrix": ("every client over cuts, reloads, retries, cancels, approvals and errors",
                matrix.main),
     "page": ("the server's page in a browser: size, first paint, script time, heap", page.main),
@@ -81,7 +113,70 @@ def main() -> int:
     names = chosen.names or list(CHAPTERS)
     if unknown := [name for name in names if name not in known]:
         parser.error(f"unknown benchmark {', '.join(unknown)}; choose from {', '.join(known)}")
-    options = Options(
+    options = _options(chosen)
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (most_files, most_files)
+    )  # Each reader needs a file descriptor.
+    print(
+        f"Reattach {version('reattach')}, Python {platform.python_version()}, "
+        f"{platform.system()} {platform.machine()}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    )
+    folder = Path(chosen.results) if chosen.results else CACHE / "quick"
+    if not chosen.results and not chosen.quick:
+        folder = RESULTS
+    for name in names:
+        if name in OF_CLUSTERS:
+            what, measure = OF_CLUSTERS[name]
+            print(f"\n{name}: {what}", flush=True)
+            measure(options)
+    chapters = [name for name in names if name in CHAPTERS]
+    failed = measure_chapters(chapters, options, folder, whole=not chosen.names)
+    if failed:
+        print(f"bench: no chapter was written for {', '.join(failed)}; see above", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def measure_chapters(
+    names: Sequence[str], options: Options, folder: Path, *, whole: bool
+) -> list[str]:
+    """Measure and write chapters, and return those that failed. ``whole`` begins a new file."""
+    if not names:
+        return []
+    program()
+    failed: list[str] = []
+    chapters: dict[str, Chapter] = {}
+    begun_at = time.monotonic()
+    if whole:
+        begin(folder)
+    for number, name in enumerate(names, 1):
+        chapter_at = time.monotonic()
+        benchmark = CHAPTERS[name]
+        passed = (chapter_at - begun_at) / 60
+        expected = "" if options.quick else f", takes about {benchmark.minutes:g} min"
+        print(
+            f"\n{name}: {benchmark.about}\n"
+            f"chapter {number} of {len(names)}, after {passed:.1f} min{expected}",
+            flush=True,
+        )
+        try:
+            chapter = benchmark.measure(options)
+        except Exception:  # noqa: BLE001  The other chapters are worth their time.
+            traceback.print_exc()
+            failed.append(name)
+            continue
+        chapters[name] = chapter
+        print(f"\n{chapter.printed()}\n{name} took {time.monotonic() - chapter_at:.0f} s")
+        write(chapter, folder, _command(name, sys.argv[1:], names))
+    if whole:
+        minutes = (time.monotonic() - begun_at) / 60
+        write(summary_of(chapters, minutes, failed), folder, sys.argv[1:])
+    print(f"\nwritten to {folder / 'results.md'}")
+    return failed
+
+
+def _options(chosen: argparse.Namespace) -> Options:
+    return Options(
         quick=chosen.quick,
         long=chosen.long,
         rounds=chosen.rounds,
@@ -96,44 +191,20 @@ def main() -> int:
         only=chosen.only,
         table=chosen.table,
     )
-    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(
-        resource.RLIMIT_NOFILE, (most_files, most_files)
-    )  # Each reader needs a file descriptor.
-    print(
-        f"Reattach {version('reattach')}, Python {platform.python_version()}, "
-        f"{platform.system()} {platform.machine()}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    )
-    folder = Path(chosen.results) if chosen.results else CACHE / "quick"
-    if not chosen.results and not chosen.quick:
-        folder = RESULTS
-    for name in names:
-        what, _ = known[name]
-        print(f"\n{name}: {what}", flush=True)
-        if name in OF_CLUSTERS:
-            OF_CLUSTERS[name][1](options)
-            continue
-        program()
-        begin = time.monotonic()
-        chapter = CHAPTERS[name][1](options)
-        print(f"\n{chapter.printed()}\n{name} took {time.monotonic() - begin:.0f} s")
-        write(chapter, folder, _command(name, sys.argv[1:], names))
-    if any(name in CHAPTERS for name in names):
-        print(f"\nwritten to {folder / 'results.md'}")
-    return 0
 
 
-def _command(name: str, words: list[str], names: list[str]) -> list[str]:
+def _command(name: str, words: Sequence[str], names: Sequence[str]) -> list[str]:
     """Return the command line that measures this chapter again."""
     return [name, *(word for word in words if word not in names)]
 
 
 def _parser() -> argparse.ArgumentParser:
-    listed = {**CHAPTERS, **OF_CLUSTERS}
+    listed = {name: one.about for name, one in CHAPTERS.items()}
+    listed |= {name: what for name, (what, _) in OF_CLUSTERS.items()}
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measure the server and the servers that it is compared with.",
-        epilog="\n".join(f"{name}: {what}" for name, (what, _) in listed.items()),
+        epilog="\n".join(f"{name}: {what}" for name, what in listed.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -148,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--long",
         action="store_true",
-        help="also measure growth to 100,000 runs, which takes half an hour",
+        help="more sizes of live and growth, to 100,000 runs, which takes half an hour longer",
     )
     parser.add_argument("--rounds", type=int, default=0, help="rounds of each measurement")
     parser.add_argument(

@@ -19,7 +19,7 @@ from reattach.testing.programs.redis import RedisServer
 RUNS, QUICK_RUNS = (1, 100, 1000), (1, 100)
 PACES: Mapping[int, float] = {1: 50.0, 100: 200.0, 1000: 50.0}
 """Events per second of each run."""
-SECONDS, QUICK_SECONDS = 5.0, 0.3
+SECONDS, QUICK_SECONDS = 2.0, 0.3
 ROUNDS = 3
 END_SECONDS = 120.0
 EMBEDDED = "SQLite, survives a killed process"

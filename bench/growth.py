@@ -18,10 +18,10 @@ from bench.measuring.rounds import Measurement, Results, Turn, interleaved
 from bench.options import Options
 
 EVENTS, QUICK_EVENTS = (100, 1000, 10_000, 100_000), (100, 1000, 10_000)
-KEPT, QUICK_KEPT, LONG_KEPT = (100, 1000, 10_000), (32, 96), (100_000,)
+KEPT, QUICK_KEPT, LONG_KEPT = (100, 10_000), (32, 96), (100_000,)
 SECONDS, QUICK_SECONDS = 1.0, 0.3
-ROUNDS = 2
-PASSES = 4
+ROUNDS = 3
+PASSES = 2
 """Measurements of all sizes on one server in each round."""
 LAST = 10
 RESUMING = 16
@@ -29,18 +29,18 @@ SENDING = 16
 """Conversations in which runs are started concurrently."""
 TURNS, QUICK_TURNS = 12, 2
 """Runs in each conversation."""
-PAIRS = 6
+PAIRS = 4
 """Measurements on the filled server, alternating with as many on a new one."""
 NEW = "CPU µs per request on a new server"
 LOOKED_AT = 100
 """The newest stored runs, of which some are read again, evenly spaced."""
-LENGTHS, QUICK_LENGTHS = (100, 400, 1200), (20, 60)
+LENGTHS, QUICK_LENGTHS = (100, 1200), (20, 60)
 """Lengths of a conversation in turns."""
 SEND_EVENTS = 10
-PERIODS, QUICK_PERIODS = 5, 3
+PERIODS, QUICK_PERIODS = 4, 3
 """Retention periods with equal numbers of runs. Memory and files must not grow over them."""
-RUNS_A_PERIOD, QUICK_RUNS_A_PERIOD = 2000, 32
-RETENTION_SECONDS, QUICK_RETENTION_SECONDS = 20.0, 0.5
+RUNS_A_PERIOD, QUICK_RUNS_A_PERIOD = 1000, 32
+RETENTION_SECONDS, QUICK_RETENTION_SECONDS = 8.0, 0.5
 OWN = Reattach().name
 
 

@@ -4,26 +4,36 @@ Lag is counted from the time when an event was due, not from the time when the e
 that a stalled server cannot hide the stall. All processes read the machine's monotonic clock.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 
 from bench.contenders.contender import Contender, Server, fresh
-from bench.contenders.contestants import missing, others
+from bench.contenders.contestants import is_subject, missing, others
 from bench.contenders.product import Reattach, ReattachServer
 from bench.measuring.against import ratios, versions
 from bench.measuring.charts import Chart
 from bench.measuring.load import Reader
 from bench.measuring.reading import live, repeated
 from bench.measuring.results import Chapter, Goal, Table, at_most, table
-from bench.measuring.rounds import Measurement, Results, Turn, interleaved, until_one_fails
+from bench.measuring.rounds import (
+    Figures,
+    Measurement,
+    Results,
+    Turn,
+    interleaved,
+    never_lost,
+    until_one_fails,
+)
 from bench.options import Options
 from bench.yardsticks.local import CEILING
 
 RATE = 50.0
-RUNS, QUICK_RUNS = (1, 100, 250, 500, 1000, 2000), (1, 50)
-READERS, QUICK_READERS = (100, 1000, 5000), (50,)
-SECONDS, QUICK_SECONDS = 10.0, 0.4
+RUNS, QUICK_RUNS, LONG_RUNS = (1, 100, 250, 1000), (1, 50), (1, 100, 250, 500, 1000, 2000)
+READERS, QUICK_READERS, LONG_READERS = (1000, 5000), (50,), (100, 1000, 5000)
+BESIDE_RUNS, BESIDE_READERS = (100, 250), (1000,)
+"""The sizes of RUNS and READERS at which other projects are measured."""
+SECONDS, QUICK_SECONDS = 3.0, 0.4
 ROUNDS = 3
 BESIDE_REPLAYS = 100
 REPLAYED_EVENTS, QUICK_REPLAYED_EVENTS = 10_000, 2000
@@ -31,6 +41,9 @@ BUSY_PERCENT = 90.0
 """The share of a core above which a server writes several events at once, which costs less."""
 HELD_MS = 100.0
 """The p99 lag within which a server is considered to keep up."""
+LOST_MS = 250.0
+"""The p99 lag above which another project's server is not tried at larger sizes."""
+SENDS, QUICK_SENDS = 100, 20
 FIRST = "first event of a send"
 COST = "CPU µs per delivery"
 ON_REDIS = Reattach("Reattach, Redis", "redis")
@@ -59,15 +72,21 @@ def measurements(
     contender: Contender, options: Options, server: Server | None = None
 ) -> Iterator[Measurement]:
     """Measure each size on a new server unless one is given, because ended runs use memory."""
-    runs, readers = (QUICK_RUNS, QUICK_READERS) if options.quick else (RUNS, READERS)
+    runs, readers = sizes_of(contender, options)
+    lost = never_lost if is_subject(contender) else is_lost
     yield from until_one_fails(
-        (many_runs(number), partial(one_live, contender, options, number, 1, server=server))
-        for number in runs
-        if number <= contender.most_runs
+        (
+            (many_runs(number), partial(one_live, contender, options, number, 1, server=server))
+            for number in runs
+        ),
+        lost,
     )
     yield from until_one_fails(
-        (many_readers(number), partial(one_live, contender, options, 1, number, server=server))
-        for number in readers
+        (
+            (many_readers(number), partial(one_live, contender, options, 1, number, server=server))
+            for number in readers
+        ),
+        lost,
     )
     if "replay" not in contender.works:
         return
@@ -77,8 +96,30 @@ def measurements(
         beside_replays(options),
         partial(one_live, contender, options, number, 1, replayed=replayed, server=server),
     )
-    if isinstance(contender, Reattach):
+    if isinstance(contender, Reattach) and contender is not ON_REDIS:
         yield FIRST, partial(first_event, contender, options, server=server)
+
+
+def sizes(options: Options) -> tuple[Sequence[int], Sequence[int]]:
+    """Return the numbers of runs and of readers, from the smallest to the largest."""
+    if options.quick:
+        return QUICK_RUNS, QUICK_READERS
+    return (LONG_RUNS, LONG_READERS) if options.long else (RUNS, READERS)
+
+
+def sizes_of(contender: Contender, options: Options) -> tuple[Sequence[int], Sequence[int]]:
+    """Return the numbers of runs and of readers at which this server is measured."""
+    runs, readers = sizes(options)
+    if not options.long and not options.quick:
+        if not is_subject(contender):
+            runs = BESIDE_RUNS
+        if not is_subject(contender) or contender is ON_REDIS:
+            readers = BESIDE_READERS
+    return [number for number in runs if number <= contender.most_runs], readers
+
+
+def is_lost(figures: Figures) -> bool:
+    return figures["lag p99 ms"] > LOST_MS
 
 
 def quick_measurements(contender: Contender, options: Options) -> Iterator[Measurement]:
@@ -112,7 +153,8 @@ def first_event(
     """Measure the time from a send to the first byte of its first event."""
     with nullcontext(server) if server else fresh(contender, options.cores) as there:
         assert isinstance(there, ReattachServer)
-        begins = [there.stream("burst", "1", 1).begin for _ in range(20 if options.quick else 200)]
+        sends = QUICK_SENDS if options.quick else SENDS
+        begins = [there.stream("burst", "1", 1).begin for _ in range(sends)]
         readers = [
             Reader(begin, start_seconds=0.05 * number)
             for number, begin in enumerate(begins)
@@ -131,13 +173,16 @@ def main(options: Options) -> Chapter:
     if not options.contenders or any(word in ON_REDIS.name for word in options.contenders):
         contenders.insert(1, ON_REDIS)
     measured = quick_measurements if options.quick else measurements
-    turns = [Turn(one.name, partial(measured, one, options)) for one in contenders]
+    turns = [
+        Turn(one.name, partial(measured, one, options), tries_again=is_subject(one))
+        for one in contenders
+    ]
     results = interleaved(turns, options.times(ROUNDS))
     return chapter_of(results, [one.name for one in contenders], options)
 
 
 def chapter_of(results: Results, contenders: list[str], options: Options) -> Chapter:
-    runs, readers = (QUICK_RUNS, QUICK_READERS) if options.quick else (RUNS, READERS)
+    runs, readers = sizes(options)
     names = [*map(many_runs, runs), *map(many_readers, readers), beside_replays(options), FIRST]
     chapter = Chapter(
         "live",
@@ -172,7 +217,7 @@ def chapter_of(results: Results, contenders: list[str], options: Options) -> Cha
 
 def held(results: Results, contenders: list[str], options: Options) -> Table:
     """Find the largest size of each server at which the p99 lag stays within the bound."""
-    runs, readers = (QUICK_RUNS, QUICK_READERS) if options.quick else (RUNS, READERS)
+    runs, readers = sizes(options)
     rows = []
     for one in contenders:
         row = [one]
@@ -190,7 +235,7 @@ def held(results: Results, contenders: list[str], options: Options) -> Table:
 
 def most_unsaturated(results: Results, options: Options) -> str:
     """Return the largest measurement of many runs in which this project's servers had time left."""
-    numbers = QUICK_RUNS if options.quick else RUNS
+    numbers, _ = sizes(options)
     found = [many_runs(numbers[0])]
     for number in numbers:
         shares = [

@@ -16,7 +16,7 @@ from bench.options import Options
 
 EVENTS, QUICK_EVENTS = 20_000, 2000
 SNAPSHOTS, QUICK_SNAPSHOTS = 1000, 100
-ROUNDS = 5
+ROUNDS = 3
 LIMIT_SECONDS = 120.0
 REPLAY, FIRST, NEXT = "replay", "first snapshot", "next snapshot"
 RUN = "the run alone, as a yardstick of requests"

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench.contenders.contender import Contender, Server, Stream, fresh
-from bench.contenders.contestants import missing, others, wanted
+from bench.contenders.contestants import is_subject, missing, others, wanted
 from bench.contenders.product import Reattach
 from bench.following import Following
 from bench.measuring.against import ratios, versions
@@ -15,29 +14,47 @@ from bench.measuring.charts import Chart
 from bench.measuring.load import Reader, Request
 from bench.measuring.reading import repeated, settle
 from bench.measuring.results import Chapter, Goal, at_least, at_most, table
-from bench.measuring.rounds import Measurement, Results, Turn, interleaved
+from bench.measuring.rounds import (
+    Figures,
+    Measurement,
+    Results,
+    Turn,
+    interleaved,
+    never_lost,
+    until_one_fails,
+)
 from bench.options import Options
 from bench.yardsticks.local import CEILING, EMPTY
 
 EVENTS, QUICK_EVENTS = 10_000, 2_000
 READERS, QUICK_READERS = (1, 10, 100), (1, 10)
-SECONDS, QUICK_SECONDS = 4.0, 0.4
-ROUNDS = 5
+SECONDS, QUICK_SECONDS = 2.0, 0.4
+ROUNDS = 3
 LAST = 10
 RESUMING = 16
 UPKEEP_SECONDS = 5.0
 COLD_RUNS = 16
 """Of 3.5 MB each, so that all of them fit into the 64 MiB for closed runs."""
-PLACES = {"from the start": 0.0, "from the middle": 0.5}
+FROM_START, FROM_MIDDLE = "from the start", "from the middle"
 EMPTY_REPLY = f"empty, {RESUMING} readers"
 END = f"last {LAST}, {RESUMING} readers"
 COLD, COLD_AGAIN = "cold, from the start, 1 readers", "cold, the same again"
+LOST_MS = 1000.0
+"""The time of a whole replay above which another project's server is not given more readers."""
 RETIRED_SERVER_US_PER_EVENT = 72.0
 """CPU per replayed event of the server that Reattach replaces, measured earlier."""
 
 
 def after(stream: Stream, cursor: int) -> Reader:
     return Reader(stream.at(cursor), after=cursor, last=stream.last)
+
+
+def from_middle(options: Options) -> str:
+    return f"{FROM_MIDDLE}, {(QUICK_READERS if options.quick else READERS)[1]} readers"
+
+
+def is_lost(figures: Figures) -> bool:
+    return figures["whole p50 ms"] > LOST_MS
 
 
 def warm(contender: Contender, options: Options) -> Iterator[Measurement]:
@@ -48,15 +65,19 @@ def warm(contender: Contender, options: Options) -> Iterator[Measurement]:
         (stream,) = server.ended(events)
         again = partial(repeated, server, cores=options.cores, seconds=seconds)
         cursors = {END: stream.last - LAST} if "replay from a cursor" in contender.works else {}
-        again(after(stream, 0), readers=1, seconds=0.1)
-        for (place, share), readers in product(
-            PLACES.items(), QUICK_READERS if options.quick else READERS
-        ):
-            if share and not cursors:
-                continue
-            cursor = int(share * events)
-            name = f"{place}, {readers} readers"
-            yield name, partial(again, after(stream, cursor), readers=readers)
+        whole = after(stream, 0)
+        again(whole, readers=1, seconds=0.1)
+        numbers = QUICK_READERS if options.quick else READERS
+        yield from until_one_fails(
+            (
+                (f"{FROM_START}, {readers} readers", partial(again, whole, readers=readers))
+                for readers in numbers
+            ),
+            never_lost if is_subject(contender) else is_lost,
+        )
+        if cursors:
+            half = after(stream, events // 2)
+            yield from_middle(options), partial(again, half, readers=numbers[1])
         for name, cursor in cursors.items():
             yield name, partial(again, after(stream, cursor), readers=RESUMING)
 
@@ -115,7 +136,10 @@ def empty(options: Options) -> Iterator[Measurement]:
 def main(options: Options) -> Chapter:
     product_itself, *before = versions(options)
     contenders = [product_itself, *before, *others(options, "replay")]
-    turns = [Turn(one.name, partial(warm, one, options)) for one in contenders]
+    turns = [
+        Turn(one.name, partial(warm, one, options), tries_again=is_subject(one))
+        for one in contenders
+    ]
     if wanted(options, EMPTY):
         turns.insert(1, Turn(EMPTY.name, partial(empty, options)))
     turns += [Turn(one.name, partial(cold, one, options)) for one in (product_itself, *before)]
@@ -128,8 +152,15 @@ def main(options: Options) -> Chapter:
 def chapter_of(results: Results, contenders: list[str], options: Options) -> Chapter:
     events = QUICK_EVENTS if options.quick else EVENTS
     numbers = QUICK_READERS if options.quick else READERS
-    names = [f"{place}, {readers} readers" for place in PLACES for readers in numbers]
-    names += [COLD, COLD_AGAIN, END, f"cold, last {LAST}, 1 readers", EMPTY_REPLY]
+    names = [f"{FROM_START}, {readers} readers" for readers in numbers]
+    names += [
+        from_middle(options),
+        COLD,
+        COLD_AGAIN,
+        END,
+        f"cold, last {LAST}, 1 readers",
+        EMPTY_REPLY,
+    ]
     heads = {
         "events per CPU second": "events per CPU s",
         "µs of CPU per request": "CPU µs per request",
@@ -153,9 +184,7 @@ def chapter_of(results: Results, contenders: list[str], options: Options) -> Cha
             (float(place), value)
             for place, readers in enumerate(numbers)
             if (
-                value := results.middle(
-                    one, f"from the start, {readers} readers", "events per CPU s"
-                )
+                value := results.middle(one, f"{FROM_START}, {readers} readers", "events per CPU s")
             )
         ]
         for one in contenders
@@ -168,7 +197,7 @@ def chapter_of(results: Results, contenders: list[str], options: Options) -> Cha
 
 
 def goals(results: Results, readers: int) -> list[Goal]:
-    whole = f"from the start, {readers} readers"
+    whole = f"{FROM_START}, {readers} readers"
     own, rate, cpu = (Reattach().name, whole), "events per CPU s", "CPU µs per request"
     us_per_event = results.middle(*own, "CPU µs per event")
     retired = RETIRED_SERVER_US_PER_EVENT / us_per_event if us_per_event else None

@@ -21,7 +21,7 @@ Work = Literal["replay", "replay from a cursor", "live", "idle", "storm"]
 READING: Final[frozenset[Work]] = frozenset(["replay", "replay from a cursor", "live"])
 """Work of every server that stores a stream: replay from the start, replay from a cursor, live."""
 
-ENDINGS_PER_SECOND = 200
+ENDINGS_PER_SECOND = 500
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from bench.contenders.contender import Contender, Work
+from bench.contenders.product import Reattach
 from bench.options import Options
 from bench.yardsticks.local import CEILING, EMPTY, NAIVE, RESUMABLE, RESUMABLE_STREAM
 from bench.yardsticks.published import DURABLE_STREAMS, NCHAN
@@ -22,6 +23,11 @@ def wanted(options: Options, contender: Contender) -> bool:
     if options.contenders:
         return any(word in contender.name for word in options.contenders)
     return not options.quick or contender in {CEILING, NAIVE, EMPTY}
+
+
+def is_subject(contender: Contender) -> bool:
+    """Return whether the goals are about this server, so that each round measures all sizes."""
+    return isinstance(contender, Reattach) or contender is CEILING
 
 
 def others(options: Options, work: Work) -> list[Contender]:

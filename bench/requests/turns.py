@@ -34,7 +34,7 @@ TURNS, QUICK_TURNS = 24, 6
 """Sends in each conversation, and first turns of as many new ones, in one measurement."""
 COLD, QUICK_COLD = 5, 1
 """Forks of each conversation that are sent to for the first time."""
-ROUNDS, QUICK_ROUNDS = 7, 2
+ROUNDS, QUICK_ROUNDS = 5, 2
 MODEL: Final = "scripted/echo"
 ASKED: Final = f"[chunks={SEND_EVENTS}]"
 ANSWERED: Final = "".join(f"t{number} " for number in range(SEND_EVENTS))

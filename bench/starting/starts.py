@@ -16,7 +16,7 @@ from bench.options import Options
 
 OWN: Final = "Reattach"
 FIRST, AGAIN = "first start", "start with existing files"
-ROUNDS: Final = 9
+ROUNDS: Final = 5
 IDLE_SECONDS: Final = 1.0
 HEALTH: Final = Request.of("GET", "/v1/health/")
 MOST_SECONDS: Final = 0.6

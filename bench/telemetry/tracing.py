@@ -18,8 +18,8 @@ from bench.measuring.rounds import Measurement, Results, Turn, interleaved
 from bench.options import Options
 
 OFF, ON = "traces off", "traces on"
-ROUNDS: Final = 7
-SECONDS, QUICK_SECONDS = 4.0, 0.4
+ROUNDS: Final = 5
+SECONDS, QUICK_SECONDS = 3.0, 0.4
 RUNS, QUICK_RUNS = 200, 10
 EVENTS: Final = 1_000
 CONVERSATIONS, QUICK_CONVERSATIONS = 8, 2

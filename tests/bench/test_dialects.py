@@ -7,13 +7,12 @@ from bench.options import Options
 
 
 def test_every_dialect_has_its_cost_live_replayed_and_over_a_socket(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(costs, "QUICK_EVENT_COUNT", 20)
     monkeypatch.setattr(sockets, "QUICK_RUNS", 2)
-    costs.main(Options(quick=True))
-    lines = capsys.readouterr().out.strip().splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    chapter = costs.main(Options(quick=True))
+    rows = chapter.tables[0].rows
     assert [row[0] for row in rows] == [*costs.FRAMINGS, *costs.DIALECTS]
     assert all(float(cell) is not None for row in rows for cell in row[1:])
     assert {len(row) for row in rows} == {7}

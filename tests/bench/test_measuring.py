@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.__main__ import Benchmark, measure_chapters
 from bench.contenders.contender import ROOT, Contender, fresh
 from bench.contenders.product import Reattach
 from bench.measuring.against import ratios, versions
@@ -85,6 +86,37 @@ def test_sizes_after_one_that_fails_are_skipped() -> None:
     ]
 
 
+def test_sizes_after_one_that_is_lost_are_skipped() -> None:
+    def sizes() -> Iterator[Measurement]:
+        yield from until_one_fails(
+            ((f"{ms} runs", partial(dict, ms=float(ms))) for ms in (1, 200, 300)),
+            lambda figures: figures["ms"] > 100,
+        )
+
+    results = interleaved([Turn("one", sizes)], 1)
+
+    assert results.middle("one", "200 runs", "ms") == 200
+    assert results.failures() == [
+        "one, 300 runs: 1 of 1 rounds have no figure: skipped, because it was too slow for 200 runs"
+    ]
+
+
+@pytest.mark.parametrize(("tries_again", "times"), [(True, 3), (False, 1)])
+def test_a_measurement_without_a_figure_is_repeated_only_if_its_turn_tries_again(
+    tries_again: bool, times: int
+) -> None:
+    tried = []
+
+    def bad() -> Figures:
+        tried.append("bad")
+        raise SpoiledError("it was cut")
+
+    turn = Turn("one", lambda: iter([("work", bad)]), tries_again=tries_again)
+    interleaved([turn], 3)
+
+    assert len(tried) == times
+
+
 def test_a_goal_says_whether_it_was_reached() -> None:
     assert Goal("w", "≤ 2", 1.999, at_most(2), "ms").row() == ["w", "≤ 2", "2 ms", "yes"]
     assert Goal("w", "≤ 2", 2.1, at_most(2), "ms").row() == ["w", "≤ 2", "2.1 ms", "**no**"]
@@ -111,6 +143,31 @@ def test_a_chapter_replaces_an_earlier_one(tmp_path: Path) -> None:
     assert written.count("`scripts/bench one --rounds 2`") == 1
     assert "![Title & more](charts/c.svg)" in written
     ET.parse(tmp_path / "charts" / "c.svg")
+
+
+def test_a_run_of_all_chapters_begins_a_new_file_and_ends_with_the_goals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def good(_: Options) -> Chapter:
+        goal = Goal("work", "≤ 2 ms", 1.0, at_most(2), "ms")
+        return Chapter("good", "Good", "It is good.", goals=[goal])
+
+    def bad(_: Options) -> Chapter:
+        raise OSError("it broke")
+
+    listed = {"bad": Benchmark("fails", bad, 1), "good": Benchmark("works", good, 2)}
+    monkeypatch.setattr("bench.__main__.CHAPTERS", listed)
+    (tmp_path / "results.md").write_text("an old chapter")
+
+    failed = measure_chapters([*listed], Options(), tmp_path, whole=True)
+
+    assert failed == ["bad"]
+    assert "chapter 2 of 2, after 0.0 min, takes about 2 min" in capsys.readouterr().out
+    written = (tmp_path / "results.md").read_text("utf-8")
+    assert "an old chapter" not in written
+    assert "| good | work | ≤ 2 ms | 1 ms | yes |" in written
+    assert "the chapter bad, which failed" in written
+    assert written.index("## Summary") < written.index("## Good")
 
 
 def test_bars_and_lines_are_drawn_within_the_picture() -> None:
