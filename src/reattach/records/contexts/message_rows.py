@@ -6,7 +6,6 @@ a placeholder for what is damaged.
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -22,6 +21,7 @@ from reattach.domain.messages import (
     SummaryPart,
     ToolReturnPart,
 )
+from reattach.records.database.columns import moment_of
 from reattach.records.database.damage import UNREADABLE, note_row
 from reattach.records.database.prepared import PreparedStatement, Row, Values
 
@@ -88,7 +88,7 @@ def _placed(row: Sequence[Any]) -> Placed:
             id=message_id,
             role=_ROLES[role],
             parts=_PARTS.decode(parts),
-            created_at=_moment(created_at),
+            created_at=moment_of(created_at),
             name=name,
             otid=otid,
             sender_id=sender_id,
@@ -106,14 +106,6 @@ def _placed(row: Sequence[Any]) -> Placed:
     ):
         raise _DamagedError
     return Placed(position, message)
-
-
-def _moment(stored: datetime | str) -> datetime:
-    """Return the time of a stored value: text in UTC in SQLite."""
-    # To replace the time zone of a parsed time takes ten times as long as to parse it.
-    return (
-        datetime.fromisoformat(stored + "Z") if isinstance(stored, str) else stored.astimezone(UTC)
-    )
 
 
 def message_of(row: Row) -> Message:

@@ -104,6 +104,11 @@ class Moment(StoredType):
         return _of_text if dialect.name == "sqlite" else _in_utc
 
 
+def moment_of(stored: str | datetime) -> datetime:
+    """Return the time of a stored value that no ``Moment`` decoded: text in UTC in SQLite."""
+    return _of_text(stored) if isinstance(stored, str) else _in_utc(stored)
+
+
 def _of_text(value: str) -> datetime:
     # To replace the time zone of a parsed time takes ten times as long as to parse it.
     return datetime.fromisoformat(value + "Z")
