@@ -93,5 +93,5 @@ async def test_a_dialect_can_be_switched_off(tmp_path: Path) -> None:
         refused = await server.client.get("/openai/v1/models")
         assert refused.status_code == 404
         assert refused.json()["code"] == "not_found"
-        paths = [route.path for route in server.app.routes if isinstance(route, Route)]
+        paths = [route.path for route in server.app.all_routes() if isinstance(route, Route)]
         assert not [path for path in paths if path.startswith("/openai/")]

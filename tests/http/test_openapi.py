@@ -43,7 +43,7 @@ async def test_the_description_is_served_and_no_page_of_another_site_with_it(
 async def test_routes_are_built_once_for_all_applications(server: Server) -> None:
     context = server.app.state.context
     first, second = (
-        [route for route in create_app(context).routes if isinstance(route, DeferredRoute)]
+        [route for route in create_app(context).all_routes() if isinstance(route, DeferredRoute)]
         for _ in range(2)
     )
     assert len(first) > 50

@@ -208,7 +208,7 @@ async def test_held_bytes_are_released_however_a_request_ends(tmp_path: Path) ->
 
 def _use(live: LiveServer) -> Any:
     """The use by the default tenant of an application of its own, with its client."""
-    return live.app.fast_path._authenticator._quotas.of(DEFAULT_TENANT)  # type: ignore[attr-defined]
+    return live.app.fast_path._authenticator._quotas.of(DEFAULT_TENANT)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(("a_second", "wait_seconds"), [(1, 1), (0.2, 5)])

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from fastapi import APIRouter
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import request_response
+from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
-from starlette.types import Scope
+from starlette.types import Message, Scope
 
 from reattach.domain.ids import new_run_id
 from reattach.http.app import Api
 from reattach.http.routes import DeferredRoute, JsonRoute
 from reattach.http.routing.index import RouteIndex
+from reattach.http.routing.late import LateRoutes
 from reattach.http.routing.operations import Operation
 from reattach.http.schemas.agent import AgentState
 from tests.support.asgi_server import Server
@@ -30,7 +35,7 @@ def server(shared_server: Server) -> Server:
 
 
 def operations(server: Server, method: str = "GET") -> list[tuple[JsonRoute, Operation | None]]:
-    built = [one.built for one in server.app.routes if isinstance(one, DeferredRoute)]
+    built = [one.built for one in server.app.all_routes() if isinstance(one, DeferredRoute)]
     found = [one for one in built if isinstance(one, JsonRoute) and method in (one.methods or ())]
     return [(route, Operation.of(route)) for route in found]
 
@@ -52,8 +57,8 @@ def found(routes: list[BaseRoute], scope: Scope) -> BaseRoute | None:
 
 
 async def test_the_index_finds_the_route_that_comes_first_in_the_router(server: Server) -> None:
-    routes = server.app.router.routes
-    index = RouteIndex(server.app.router)
+    routes = server.app.all_routes()
+    index = RouteIndex(APIRouter(routes=routes))
     answered = 0
     for path in dict.fromkeys(paths(routes)):
         for method in ("GET", "POST"):
@@ -64,9 +69,35 @@ async def test_the_index_finds_the_route_that_comes_first_in_the_router(server: 
 
 
 async def test_few_routes_are_tried_for_a_path(server: Server) -> None:
-    index = RouteIndex(server.app.router)
-    most = max(len(index.candidates(path)) for path in dict.fromkeys(paths(server.app.routes)))
-    assert most < 10 < len(server.app.routes)
+    routes = server.app.all_routes()
+    index = RouteIndex(APIRouter(routes=routes))
+    most = max(len(index.candidates(path)) for path in dict.fromkeys(paths(routes)))
+    assert most < 10 < len(routes)
+
+
+async def test_routes_that_are_imported_late_are_added_once(server: Server) -> None:
+    late = LateRoutes(("/v1/admin/",), "reattach.http.api.admin.audit_log")
+    router = APIRouter(routes=server.app.routes[:1])
+    index = RouteIndex(router, [late])
+
+    async def ask(path: str) -> int:
+        scope = {**asked("GET", path), "headers": [], "query_string": b""}
+        answers: list[Message] = []
+
+        async def receive() -> Message:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            answers.append(message)
+
+        with suppress(HTTPException, RuntimeError):
+            await index(scope, receive, send)
+        return len(router.routes)
+
+    assert await ask("/v1/nowhere") == 1
+    assert await asyncio.gather(*[ask("/v1/admin/nowhere") for _ in range(3)]) == [2, 2, 2]
+    assert late.load() == router.routes[1:]
+    assert index.candidates("/v1/admin/audit") == late.load()
 
 
 async def test_only_operations_with_models_as_parameters_are_left_to_fastapi(

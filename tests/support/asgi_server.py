@@ -15,7 +15,6 @@ from unittest.mock import patch
 
 import httpx
 import httpx2
-from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from letta_client import AsyncLetta
 from starlette.types import Message
@@ -26,7 +25,7 @@ from reattach.domain.limits import KEY_CACHE_SECONDS
 from reattach.engine.base import Engine
 from reattach.engine.catalog import Catalog
 from reattach.engine.scripted import ScriptedEngine
-from reattach.http.app import create_app
+from reattach.http.app import Api, create_app
 from reattach.http.context import Context
 from reattach.log.base import Log
 from reattach.log.memory import MemoryLog
@@ -57,7 +56,7 @@ class TestClock(SystemClock):
 @dataclass
 class Server:
     context: Context
-    app: FastAPI
+    app: Api
     clock: TestClock
     client: httpx2.AsyncClient
 

@@ -349,11 +349,15 @@ def _import_providers() -> None:
 
 
 def _build_routes() -> None:
-    """Build all routes of the API, which a server builds at their first requests."""
-    from reattach.http.app import _PARTS
+    """Import and build all routes of the API, as a server does at their first requests."""
+    from reattach.http.app import _OF_OPERATORS, _PARTS
+    from reattach.http.dialects.registry import DIALECTS, late_routes_of
     from reattach.http.routes import built_routes
 
     built_routes([route for part in _PARTS for route in part.router.routes])
+    built_routes(_OF_OPERATORS.load())
+    for late in late_routes_of([dialect.name for dialect in DIALECTS]):
+        late.load()
 
 
 def _receive(connection: socket.socket) -> _Request:

@@ -1,5 +1,6 @@
 """The ASGI application: its routes, its middleware, and the API's description."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -11,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reattach import __version__
@@ -32,19 +34,19 @@ from reattach.http.api import (
     tools,
 )
 from reattach.http.api import compaction as compacting
-from reattach.http.api.admin import audit_log, processes
-from reattach.http.api.admin import keys as admin_keys
-from reattach.http.api.admin import runs as admin_runs
-from reattach.http.api.admin import tenants as admin_tenants
 from reattach.http.api.inspection import events as run_events
 from reattach.http.api.metrics import routes as metrics_api
-from reattach.http.api.probe import routes as probe_api
 from reattach.http.api.probe.probes import Probes
 from reattach.http.api.tokens import routes as tokens_api
 from reattach.http.context import Context
 from reattach.http.dialects.ai_sdk.replays import Replays
 from reattach.http.dialects.errors import DialectErrors
-from reattach.http.dialects.registry import error_bodies_of, routes_of, tags_of
+from reattach.http.dialects.registry import (
+    error_bodies_of,
+    late_routes_of,
+    routes_of,
+    tags_of,
+)
 from reattach.http.dialects.sending import DialectSends
 from reattach.http.errors import (
     UnknownErrors,
@@ -68,6 +70,7 @@ from reattach.http.middleware.tokens import StreamTokens
 from reattach.http.middleware.tracing import Tracing
 from reattach.http.routes import built_routes
 from reattach.http.routing.index import RouteIndex
+from reattach.http.routing.late import LateRoutes
 from reattach.http.stream.retried import RetriedStreams
 from reattach.runs.inspection.scan import Scans
 
@@ -104,6 +107,13 @@ _NO_TELEMETRY: Final[TelemetryConfig] = {
 
 NO_SCHEMA: Final[dict[str, Any]] = {"schema": {}}
 
+_ERROR_HANDLERS: Final[dict[Any, Any]] = {
+    ReattachError: on_reattach_error,
+    RequestValidationError: on_invalid_request,
+    HTTPException: on_framework_error,
+    ClientDisconnect: on_disconnect,
+}
+
 _PARTS: Final = (
     landing,
     health,
@@ -123,13 +133,17 @@ _PARTS: Final = (
     runs,
     run_events,
     tokens_api,
-    probe_api,
-    admin_tenants,
-    admin_keys,
-    admin_runs,
-    audit_log,
-    processes,
     not_offered,
+)
+
+_OF_OPERATORS: Final = LateRoutes(
+    ("/v1/admin/",),
+    "reattach.http.api.probe.routes",
+    "reattach.http.api.admin.tenants",
+    "reattach.http.api.admin.keys",
+    "reattach.http.api.admin.runs",
+    "reattach.http.api.admin.audit_log",
+    "reattach.http.api.admin.processes",
 )
 
 
@@ -144,6 +158,9 @@ class Api(FastAPI):
     instant: InstantResumes | None = None
     """Answers resumes before they reach the application. None if its requests are observed, or if
     the records are no file."""
+
+    late: Sequence[LateRoutes] = ()
+    """Routes that are imported by the first request for them."""
 
     outer: ASGIApp | None = None
     """The access log and the traces around ``answer``, if they are on."""
@@ -163,11 +180,16 @@ class Api(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """Return the routes in all middleware, without what FastAPI adds for features not used."""
         handlers: dict[Any, Any] = dict(self.exception_handlers)
-        routed = AsyncExitStackMiddleware(RouteIndex(self.router))
+        routed = AsyncExitStackMiddleware(RouteIndex(self.router, self.late))
         app: ASGIApp = ExceptionMiddleware(routed, handlers=handlers)
         for middleware, arguments, options in reversed(self.user_middleware):
             app = middleware(app, *arguments, **options)
         return app
+
+    def all_routes(self) -> list[BaseRoute]:
+        """Return all routes, and import those that no request has asked for yet."""
+        late = [route for one in self.late for route in one.load()]
+        return [*(route for route in self.routes if route not in late), *late]
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -175,7 +197,7 @@ class Api(FastAPI):
                 title=self.title,
                 version=self.version,
                 description=self.description,
-                routes=built_routes(self.routes),
+                routes=built_routes(self.all_routes()),
                 tags=self.openapi_tags,
             )
             schema.setdefault("components", {})["securitySchemes"] = {
@@ -239,13 +261,9 @@ def create_app(context: Context, *, open_to_all: bool = False, checks: Checks | 
                 parse_queue=ParseQueue(),
             ),
         ],
-        exception_handlers={
-            ReattachError: on_reattach_error,
-            RequestValidationError: on_invalid_request,
-            HTTPException: on_framework_error,
-            ClientDisconnect: on_disconnect,
-        },
+        exception_handlers=_ERROR_HANDLERS,
     )
+    app.late = [_OF_OPERATORS, *late_routes_of(settings.dialects)]
     app.state.authenticator = authenticator
     app.state.probes = Probes(context.clock)
     app.state.context, app.state.tokens, app.state.quotas = context, tokens, quotas

@@ -1,23 +1,16 @@
 """All dialects of the server: their routes, and the form of their errors."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from starlette.routing import BaseRoute
 
-from reattach.http.dialects.ag_ui import copilotkit
-from reattach.http.dialects.ag_ui import routes as ag_ui
-from reattach.http.dialects.ai_sdk import routes as ai_sdk_routes
 from reattach.http.dialects.ai_sdk.errors import error_body as ai_sdk_error
 from reattach.http.dialects.durable_streams import routes as durable_streams
 from reattach.http.dialects.errors import ErrorBody
-from reattach.http.dialects.openai import chat as openai_chat
-from reattach.http.dialects.openai import conversations as openai_conversations
-from reattach.http.dialects.openai import models as openai_models
-from reattach.http.dialects.openai import responses as openai_responses
 from reattach.http.dialects.openai.errors import error_body as openai_error
-from reattach.http.routes import Router
+from reattach.http.routing.late import LateRoutes
 from reattach.settings import DialectName
 
 
@@ -28,8 +21,9 @@ class DialectApi:
     name: DialectName
     tag: str
     description: str
-    routers: tuple[Router, ...]
-    error_bodies: Mapping[str, ErrorBody]
+    routes: Sequence[BaseRoute] = ()
+    late: LateRoutes | None = None
+    error_bodies: Mapping[str, ErrorBody] = field(default_factory=dict)
     """The form of errors by the prefix of their paths."""
 
 
@@ -38,11 +32,12 @@ DIALECTS: Final = (
         name="openai",
         tag="openai",
         description="The API of OpenAI, for its clients: agents are the models.",
-        routers=(
-            openai_models.router,
-            openai_responses.router,
-            openai_conversations.router,
-            openai_chat.router,
+        late=LateRoutes(
+            ("/openai/",),
+            "reattach.http.dialects.openai.models",
+            "reattach.http.dialects.openai.responses",
+            "reattach.http.dialects.openai.conversations",
+            "reattach.http.dialects.openai.chat",
         ),
         error_bodies={"/openai/": openai_error},
     ),
@@ -50,34 +45,37 @@ DIALECTS: Final = (
         name="ai-sdk",
         tag="ai-sdk",
         description="Chats of the AI SDK: `useChat` and its transports.",
-        routers=(ai_sdk_routes.router,),
+        late=LateRoutes(("/ai-sdk/",), "reattach.http.dialects.ai_sdk.routes"),
         error_bodies={"/ai-sdk/": ai_sdk_error},
     ),
     DialectApi(
         name="ag-ui",
         tag="ag-ui",
         description="AG-UI, and the runtime of CopilotKit, for their clients.",
-        routers=(ag_ui.router, copilotkit.router),
-        error_bodies={},
+        late=LateRoutes(
+            ("/ag-ui/", "/copilotkit/"),
+            "reattach.http.dialects.ag_ui.routes",
+            "reattach.http.dialects.ag_ui.copilotkit",
+        ),
     ),
     DialectApi(
         name="durable-streams",
         tag="durable-streams",
         description="Logs of runs for clients of Durable Streams, which read them.",
-        routers=(durable_streams.router,),
-        error_bodies={},
+        routes=durable_streams.router.routes,
     ),
 )
 
 
 def routes_of(names: Collection[DialectName]) -> list[BaseRoute]:
-    """Return the routes of these dialects."""
+    """Return the routes of these dialects, except for the late ones."""
+    return [route for dialect in DIALECTS if dialect.name in names for route in dialect.routes]
+
+
+def late_routes_of(names: Collection[DialectName]) -> list[LateRoutes]:
+    """Return the routes of these dialects that are imported by their first request."""
     return [
-        route
-        for dialect in DIALECTS
-        if dialect.name in names
-        for router in dialect.routers
-        for route in router.routes
+        dialect.late for dialect in DIALECTS if dialect.name in names and dialect.late is not None
     ]
 
 

@@ -1,5 +1,6 @@
 """The route of a request, found by the segments of its path."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final
 
@@ -8,24 +9,30 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Receive, Scope, Send
 
 from reattach.http.paths import path_of
+from reattach.http.routing.late import LateRoutes
 
 
 class RouteIndex:
     """An ASGI application in front of a router, which would try its routes one after the other.
 
     It finds the same route as the router, which answers all requests without one: an unknown path,
-    another method, a missing slash. The routes are those that the router has at the first request.
+    another method, a missing slash. The routes are those that the router has at the first request,
+    and ``late`` ones, which it adds to the router.
     """
 
-    def __init__(self, router: APIRouter) -> None:
+    def __init__(self, router: APIRouter, late: Sequence[LateRoutes] = ()) -> None:
         self._router = router
+        self._late = [*late]
         self._root = _Node()
         for place, route in enumerate(router.routes):
             self._add(place, route)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            for route in self.candidates(path_of(scope)):
+            path = path_of(scope)
+            if self._late:
+                await self._add_late(path)
+            for route in self.candidates(path):
                 match, found = route.matches(scope)
                 if match is Match.FULL:
                     scope["router"] = self._router
@@ -33,6 +40,16 @@ class RouteIndex:
                     await route.handle(scope, receive, send)
                     return
         await self._router(scope, receive, send)
+
+    async def _add_late(self, path: str) -> None:
+        for late in [one for one in self._late if one.begin(path)]:
+            # Live streams must not wait for the imports.
+            routes = await asyncio.to_thread(late.load)
+            if late in self._late:  # Else another request was faster.
+                self._late.remove(late)
+                for route in routes:
+                    self._add(len(self._router.routes), route)
+                    self._router.routes.append(route)
 
     def _add(self, place: int, route: BaseRoute) -> None:
         node = self._root
