@@ -219,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--long",
         action="store_true",
-        help="more sizes of live and growth, to 100,000 runs, which takes half an hour longer",
+        help="more sizes of live and growth, to 500,000 runs, which takes ten minutes longer",
     )
     parser.add_argument("--rounds", type=int, default=0, help="rounds of each measurement")
     parser.add_argument(
