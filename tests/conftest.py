@@ -56,7 +56,8 @@ def blocking_the_event_loop_is_an_error() -> Iterator[None]:
         for name in ("sqlite3.Connection.execute", "sqlite3.Cursor.fetchall"):
             one = blocking.functions[name]
             one.can_block_in(
-                "reattach/records/database/database.py", ("_read_in_loop", "run_at_once")
+                "reattach/records/database/database.py",
+                ("_read_in_loop", "run_at_once", "version_at_once"),
             )
             one.can_block_in("reattach/log/sqlite/read_pool.py", "at_once")
             # A small commit costs less than a thread: see docs/decisions/0024.

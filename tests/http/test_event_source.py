@@ -373,7 +373,7 @@ async def test_an_error_that_passes_is_a_stream_that_says_when_to_come_back(
 
     with monkeypatch.context() as patch:
         patch.setattr(live.context.records.runs, "target", unavailable)
-        patch.setattr(live.context.records.runs, "target_at_once", lambda *_: None)
+        patch.setattr(live.context.records.known_targets, "find", lambda *_: None)
         await assert_comes_back(live, f"/v1/runs/{run}/stream", 503)
     assert (await live.client.get(f"/v1/runs/{run}/stream")).content.endswith(b"[DONE]\n\n")
 

@@ -88,7 +88,7 @@ class InstantResumes:
 
     def __init__(self, context: Context, authenticator: Authenticator) -> None:
         self._runs = context.runs
-        self._targets = context.records.runs
+        self._targets = context.records.known_targets
         self._authenticator = authenticator
         self._headers: OrderedDict[bytes, _Headers | None] = OrderedDict()
         self._default_headers: Headers = ()
@@ -178,13 +178,13 @@ class InstantResumes:
 
     def _find(self, tenant: TenantId, in_path: bytes | None, body: _Body) -> Target | None:
         if in_path is not None:
-            return self._targets.target_at_once(tenant, run_id=RunId(in_path.decode()))
+            return self._targets.find(tenant, run_id=RunId(in_path.decode()))
         if body.run_id:
             is_whole = is_run_id(body.run_id)
             run_id = RunId(body.run_id)
-            return self._targets.target_at_once(tenant, run_id=run_id) if is_whole else None
+            return self._targets.find(tenant, run_id=run_id) if is_whole else None
         if body.otid:
-            return self._targets.target_at_once(tenant, otid=body.otid)
+            return self._targets.find(tenant, otid=body.otid)
         return None  # The active run of the conversation, which has not ended.
 
     def _response(self, target: Target, rest: Slice, default_headers: Headers) -> bytes:

@@ -28,6 +28,7 @@ from reattach.records.runs.notifications import Notification, listen
 from reattach.records.runs.openings import ConversationKeys
 from reattach.records.runs.owners import Owners
 from reattach.records.runs.runs import Runs
+from reattach.records.runs.targets.known import KnownTargets
 from reattach.records.runs.timelines import Timelines
 from reattach.records.tenants.tenants import Tenants
 from reattach.records.tokens.tokens import Tokens
@@ -59,6 +60,7 @@ class Records:
         contexts = Contexts(context_cache_bytes, clock.monotonic_seconds)
         self.messages = Messages(database, clock, contexts)
         self.runs = Runs(database, clock, contexts)
+        self.known_targets = KnownTargets(database)
         self.run_summaries = RunSummaries(database, clock)
         self.overview = Overview(database, clock)
         self.cut_offs = CutOffs(database, clock)

@@ -24,6 +24,9 @@ KNOWN_HEADERS: Final = 1024
 KNOWN_HEADERS_BYTES: Final = 4096
 """The largest headers of a resume that is answered at once; clients send a few hundred bytes."""
 
+KNOWN_TARGETS: Final = 1024
+"""Runs that resumes find without a query: half a kilobyte for each."""
+
 REPLAY_TURN_BYTES: Final = 4 * REPLAY_SLICE_BYTES
 """Bytes that a replay writes before it yields to the event loop."""
 

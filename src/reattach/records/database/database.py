@@ -245,6 +245,16 @@ class Database:
                 return statement.rows(self._loop_connection, values)
         return None
 
+    def version_at_once(self) -> int | None:
+        """Return a number that changes with each commit to the SQLite file, by any program.
+
+        None if only a thread can read it.
+        """
+        if self._loop_connection is not None:
+            with suppress(sqlite3.Error):
+                return sqlite.version_of(self._loop_connection)
+        return None
+
     async def tidy(self) -> None:
         """Empty the WAL of a SQLite file, which may hold deleted text. To be called regularly."""
         if isinstance(self.writes, sqlite.Writes):

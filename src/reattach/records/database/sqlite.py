@@ -95,6 +95,12 @@ def loop_connection(url: URL, durability: Durability) -> Connection:
     return connection
 
 
+def version_of(connection: Connection) -> int:
+    """Return a number that changes with each commit that another connection makes to the file."""
+    ((version,),) = driver_of(connection).execute("PRAGMA data_version").fetchall()
+    return int(version)
+
+
 def _engine(url: URL, *, timeout: float | None = None, **options: Any) -> Engine:
     return create_engine(
         url,

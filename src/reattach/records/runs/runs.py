@@ -12,7 +12,6 @@ from sqlalchemy import (
     Connection,
     Select,
     Update,
-    bindparam,
     delete,
     exists,
     func,
@@ -59,40 +58,21 @@ from reattach.records.runs.notifications import CancelRequested, notify
 from reattach.records.runs.openings import Opening
 from reattach.records.runs.orphans import TakenOver
 from reattach.records.runs.settlement import settle
+from reattach.records.runs.targets.queries import (
+    ACTIVE_RUN,
+    ACTIVE_TARGET,
+    CONVERSATION,
+    RUN_BY_ID,
+    RUN_BY_OTID,
+    TARGET_BY_ID,
+    TARGET_BY_OTID,
+)
 from reattach.records.tokens.tokens import revoke_of_run
 
 NOBODY: Final = ""
 """The owner of a disclaimed run: no process registers under this id."""
 
-# The queries of a resume, built once because building them costs more than running them.
-_runs, _otids = schema.runs, schema.run_otids
-_OWNED: Final = lookup.owned(_runs, bindparam("tenant"))
-_BY_ID: Final = _OWNED.where(_runs.c.id == bindparam("run_id"))
-_NEWEST: Final = _OWNED.order_by(_runs.c.ordinal.desc()).limit(1)
-_ALL_BY_OTID: Final = _OWNED.join(_otids, _otids.c.run_id == _runs.c.id).where(
-    _otids.c.tenant == bindparam("tenant"), _otids.c.otid == bindparam("otid")
-)
-_BY_OTID: Final = _ALL_BY_OTID.order_by(_runs.c.ordinal.desc()).limit(1)
-_ACTIVE: Final = _NEWEST.where(_runs.c.thread_key == bindparam("thread_key"), schema.ACTIVE)
-
-
-_SHORT: Final = (_runs.c.id, _runs.c.status, _runs.c.background)
-
-
-def _prepare_target(
-    rows: Select[Any],
-    columns: Sequence[Any] = (_runs.c.id, _runs.c.tenant, *_SHORT[1:], _runs.c.traceparent),
-) -> PreparedStatement:
-    return PreparedStatement(rows.with_only_columns(*columns, maintain_column_froms=True))
-
-
-_TARGET_BY_ID: Final = _prepare_target(_BY_ID)
-_TARGET_BY_OTID: Final = _prepare_target(_BY_OTID)
-_SHORT_BY_ID: Final = _prepare_target(_BY_ID, _SHORT)
-_SHORT_BY_OTID: Final = _prepare_target(_ALL_BY_OTID.limit(2), _SHORT)
-"""Sorting takes half of the time, and an OTID hardly ever has a second run."""
-_ACTIVE_TARGET: Final = _prepare_target(_ACTIVE)
-_CONVERSATION: Final = PreparedStatement(_BY_ID.with_only_columns(_runs.c.conversation_id))
+_runs = schema.runs
 
 _PAGES: Final = RunPages(*_runs.c)
 
@@ -151,50 +131,38 @@ class Runs(Repository):
         return None if row is None else run_of(row)
 
     async def get(self, tenant: TenantId, run_id: RunId) -> Run:
-        run = await self._first(_BY_ID, tenant=tenant, run_id=run_id)
+        run = await self._first(RUN_BY_ID, tenant=tenant, run_id=run_id)
         if run is None:
             raise lookup.not_found(_runs, run_id)
         return run
 
     async def target(self, tenant: TenantId, run_id: RunId) -> Target:
         """Return the part of the run that a reader needs, at a fraction of the cost of ``get``."""
-        target = await self._find_target(_TARGET_BY_ID, tenant=tenant, run_id=run_id)
+        target = await self._find_target(TARGET_BY_ID, tenant=tenant, run_id=run_id)
         if target is None:
             raise lookup.not_found(_runs, run_id)
         return target
 
     async def conversation_of(self, tenant: TenantId, run_id: str) -> str | None:
         """Return the run's conversation; None if it has none, or if there is no such run."""
-        rows = await self._database.run_prepared(_CONVERSATION, tenant=tenant, run_id=run_id)
+        rows = await self._database.run_prepared(CONVERSATION, tenant=tenant, run_id=run_id)
         return rows[0][0] if rows else None
 
     async def target_by_otid(self, tenant: TenantId, otid: str) -> Target | None:
         """Return the same part of the run of ``newest_by_otid``."""
-        return await self._find_target(_TARGET_BY_OTID, tenant=tenant, otid=otid)
+        return await self._find_target(TARGET_BY_OTID, tenant=tenant, otid=otid)
 
     async def active_target(self, tenant: TenantId, thread: Thread) -> Target | None:
         """Return the same part of the run of ``active``."""
-        return await self._find_target(_ACTIVE_TARGET, tenant=tenant, thread_key=thread.key)
-
-    def target_at_once(
-        self, tenant: TenantId, *, run_id: RunId | None = None, otid: str | None = None
-    ) -> Target | None:
-        """Return a target without its trace and without waiting. None: ask the others."""
-        short = _SHORT_BY_OTID if run_id is None else _SHORT_BY_ID
-        values = {"tenant": tenant, "run_id": run_id, "otid": otid}
-        rows = self._database.run_at_once(short, values)
-        if not rows or len(rows) > 1:
-            return None
-        found_id, status, background = rows[0]
-        return Target(found_id, tenant, status, background)
+        return await self._find_target(ACTIVE_TARGET, tenant=tenant, thread_key=thread.key)
 
     async def newest_by_otid(self, tenant: TenantId, otid: str) -> Run | None:
         """Return the newest run that has a message with the OTID."""
-        return await self._first(_BY_OTID, tenant=tenant, otid=otid)
+        return await self._first(RUN_BY_OTID, tenant=tenant, otid=otid)
 
     async def active(self, tenant: TenantId, thread: Thread) -> Run | None:
         """Return the run of the thread that has not ended."""
-        return await self._first(_ACTIVE, tenant=tenant, thread_key=thread.key)
+        return await self._first(ACTIVE_RUN, tenant=tenant, thread_key=thread.key)
 
     async def list(
         self,

@@ -1,0 +1,1 @@
+"""The part of a run that a reader of its events needs."""
