@@ -1,7 +1,7 @@
 """Agents, with their blocks and tags."""
 
 import builtins
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final, Literal
 
@@ -10,6 +10,7 @@ from sqlalchemy import (
     Select,
     bindparam,
     delete,
+    exists,
     func,
     insert,
     select,
@@ -22,7 +23,7 @@ from reattach.domain.ids import AgentId, BlockId, MessageId, RunId, TenantId
 from reattach.domain.messages import Message
 from reattach.records import lookup, threads
 from reattach.records.audit_log import Action, note
-from reattach.records.base import Actor, Agent, Page, Thread
+from reattach.records.base import Actor, Agent, Block, Page, Thread
 from reattach.records.blocks import attach_blocks, blocks_of, insert_blocks
 from reattach.records.database import schema
 from reattach.records.database.prepared import PreparedStatement, Row
@@ -39,6 +40,15 @@ _all_tags: Final = select(_tags.c.agent_id, _tags.c.tag).order_by(
 )
 _TAGS: Final = _all_tags.where(_tags.c.agent_id.in_(bindparam("agent_ids", expanding=True)))
 _TAGS_OF_ONE: Final = PreparedStatement(_all_tags.where(_tags.c.agent_id == bindparam("agent_id")))
+
+_OWNER: Final = schema.agent_blocks.c.agent_id
+_has_blocks = exists().where(schema.agents.c.id == _OWNER)
+_has_tags = exists().where(_tags.c.agent_id == schema.agents.c.id)
+_ONE: Final = PreparedStatement(
+    lookup.by_id(schema.agents).add_columns(
+        _has_blocks.label("has_blocks"), _has_tags.label("has_tags")
+    )
+)
 
 AgentOrder = Literal["created_at", "updated_at", "last_run_completion"]
 
@@ -205,8 +215,14 @@ class Agents(Repository):
 
 def agent_of(connection: Connection, tenant: TenantId, agent_id: AgentId) -> Agent:
     """Return the agent with its blocks and tags. Raises NotFoundError."""
-    row = lookup.require(connection, schema.agents, tenant, agent_id)
-    return agents_of(connection, [row])[0]
+    row = _ONE.first(connection, {"tenant": tenant, "row_id": agent_id})
+    if row is None:
+        raise lookup.not_found(schema.agents, agent_id)
+    return _agents(
+        [row],
+        _tags_of(connection, [agent_id]) if row["has_tags"] else (),
+        blocks_of(connection, _OWNER, [agent_id]) if row["has_blocks"] else {},
+    )[0]
 
 
 def agents_of(connection: Connection, rows: Sequence[Row]) -> list[Agent]:
@@ -214,17 +230,25 @@ def agents_of(connection: Connection, rows: Sequence[Row]) -> list[Agent]:
     if not rows:
         return []
     agent_ids = [row["id"] for row in rows]
-    blocks = blocks_of(connection, schema.agent_blocks.c.agent_id, agent_ids)
-    tags: dict[AgentId, list[str]] = {agent_id: [] for agent_id in agent_ids}
-    for agent_id, tag in _tags_of(connection, agent_ids):
-        tags[agent_id].append(tag)
+    return _agents(rows, _tags_of(connection, agent_ids), blocks_of(connection, _OWNER, agent_ids))
+
+
+def _agents(
+    rows: Sequence[Row],
+    tags: Iterable[Sequence[Any]],
+    blocks: Mapping[AgentId, tuple[Block, ...]],
+) -> list[Agent]:
+    """Return the agents of the rows; ``tags`` are pairs of an agent's id and a tag, in order."""
+    tags_of: dict[AgentId, list[str]] = {}
+    for agent_id, tag in tags:
+        tags_of.setdefault(agent_id, []).append(tag)
     return [
         Agent(
             **{name: row[name] for name in _COLUMNS},
-            tags=tuple(tags[agent_id]),
-            blocks=blocks.get(agent_id, ()),
+            tags=tuple(tags_of.get(row["id"], ())),
+            blocks=blocks.get(row["id"], ()),
         )
-        for agent_id, row in zip(agent_ids, rows, strict=True)
+        for row in rows
     ]
 
 

@@ -4,7 +4,7 @@ import builtins
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from sqlalchemy import Connection, exists, insert, or_, select, update
 
@@ -24,7 +24,7 @@ from reattach.records.audit_log import Action, note
 from reattach.records.base import Actor, Agent, Block, Conversation, Page, Thread
 from reattach.records.blocks import blocks_of, insert_blocks
 from reattach.records.database import schema
-from reattach.records.database.prepared import Row
+from reattach.records.database.prepared import PreparedStatement, Row
 from reattach.records.paging import SortOrder, page_of
 from reattach.records.repository import Repository
 from reattach.records.tokens.tokens import revoke_of_conversation
@@ -32,6 +32,12 @@ from reattach.records.tokens.tokens import revoke_of_conversation
 _FIELDS = tuple(field.name for field in fields(Conversation) if field.name != "isolated_blocks")
 _FIXED = frozenset({"id", "agent_id", "created_at", "isolated_blocks"})
 _ISOLATED_OWNER = schema.conversation_blocks.c.conversation_id
+
+_ONE: Final = PreparedStatement(
+    lookup.by_id(schema.conversations).add_columns(
+        exists().where(schema.conversations.c.id == _ISOLATED_OWNER).label("has_blocks")
+    )
+)
 
 ConversationOrder = Literal["created_at", "last_run_completion", "last_message_at"]
 ArchiveStatus = Literal["unarchived", "archived", "all"]
@@ -257,17 +263,21 @@ def conversations_of(connection: Connection, rows: Sequence[Row]) -> list[Conver
     if not rows:
         return []
     isolated = blocks_of(connection, _ISOLATED_OWNER, [row["id"] for row in rows])
-    return [
-        Conversation(
-            **{name: row[name] for name in _FIELDS}, isolated_blocks=isolated.get(row["id"], ())
-        )
-        for row in rows
-    ]
+    return [_conversation(row, isolated) for row in rows]
+
+
+def _conversation(row: Row, isolated: Mapping[ConversationId, tuple[Block, ...]]) -> Conversation:
+    blocks = isolated.get(row["id"], ())
+    return Conversation(**{name: row[name] for name in _FIELDS}, isolated_blocks=blocks)
 
 
 def _get(connection: Connection, tenant: TenantId, conversation_id: ConversationId) -> Conversation:
-    row = lookup.require(connection, schema.conversations, tenant, conversation_id)
-    return conversations_of(connection, [row])[0]
+    row = _ONE.first(connection, {"tenant": tenant, "row_id": conversation_id})
+    if row is None:
+        raise lookup.not_found(schema.conversations, conversation_id)
+    has_blocks = row["has_blocks"]
+    isolated = blocks_of(connection, _ISOLATED_OWNER, [row["id"]]) if has_blocks else {}
+    return _conversation(row, isolated)
 
 
 def _with_agent(

@@ -108,5 +108,9 @@ def require_thread(connection: Connection, tenant: TenantId, thread: Thread) -> 
     row_id, known = thread.key, _AGENT_OF if thread.conversation_id else _IDS[schema.agents]
     found = known.value(connection, {"tenant": tenant, "row_id": row_id})
     if found != thread.agent_id:
-        table = schema.conversations if thread.conversation_id else schema.agents
-        raise not_found(table, row_id)
+        raise thread_not_found(thread)
+
+
+def thread_not_found(thread: Thread) -> NotFoundError:
+    table = schema.conversations if thread.conversation_id else schema.agents
+    return not_found(table, thread.key)

@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import (
     BindParameter,
+    ColumnElement,
     Connection,
     Integer,
     Select,
@@ -27,14 +28,14 @@ from sqlalchemy import (
 from reattach.domain.approvals import FOLLOWING, PendingApproval, pending_approval
 from reattach.domain.context import ids_in_context, in_context, model_messages, summary_of
 from reattach.domain.context_messages import ContextMessages
-from reattach.domain.ids import AgentId, MessageId, StepId, TenantId
+from reattach.domain.ids import MessageId, StepId, TenantId
 from reattach.domain.messages import Message, Role, SummaryPart
 from reattach.records import lookup
 from reattach.records.base import Thread
 from reattach.records.contexts.contexts import CachedContext, ThreadContext, last_step
 from reattach.records.contexts.message_rows import PIECE_ROWS, Placed, PlacedMessages, message_of
 from reattach.records.database import schema
-from reattach.records.database.prepared import PreparedStatement
+from reattach.records.database.prepared import Changes, PreparedInsert, PreparedStatement
 
 _SYSTEM: Final = 0
 SHORT_THREAD: Final = 200
@@ -51,6 +52,14 @@ def with_places(thread_key: str | BindParameter[str]) -> Select[Any]:
         select(schema.messages, places.c.position)
         .join(places, places.c.message_id == schema.messages.c.id)
         .where(places.c.thread_key == thread_key, places.c.position < _END)
+    )
+
+
+def last_position(thread_key: ColumnElement[str]) -> Select[tuple[int]]:
+    """Select the position of the last message of a thread; NULL if it has none."""
+    places = schema.thread_messages
+    return select(func.max(places.c.position)).where(
+        places.c.thread_key == thread_key, places.c.position < _END
     )
 
 
@@ -77,11 +86,7 @@ _PLACE: Final = PreparedStatement(
         _places.c.message_id == bindparam("message_id"),
     )
 )
-_LAST: Final = PreparedStatement(
-    select(func.max(_position)).where(
-        _places.c.thread_key == bindparam("thread_key"), _position < _END
-    )
-)
+_LAST: Final = PreparedStatement(last_position(bindparam("thread_key")))
 _USAGE: Final = PreparedStatement(
     select(schema.steps.c.usage).where(schema.steps.c.id == bindparam("step_id"))
 )
@@ -105,10 +110,10 @@ _IDS_OF_ALL: Final = (
     .where(_places.c.thread_key.in_(bindparam("thread_keys", expanding=True)))
     .order_by(_places.c.thread_key, _position)
 )
-_INSERT_MESSAGES: Final = PreparedStatement(
-    insert(schema.messages), "tenant", "agent_id", *Message.__struct_fields__
+_INSERT_MESSAGES: Final = PreparedInsert(
+    schema.messages, "tenant", "agent_id", *Message.__struct_fields__
 )
-_INSERT_PLACES: Final = PreparedStatement(insert(_places), "thread_key", "position", "message_id")
+_INSERT_PLACES: Final = PreparedInsert(_places, "thread_key", "position", "message_id")
 
 
 def place_of(connection: Connection, thread: Thread, message_id: MessageId) -> int:
@@ -269,8 +274,9 @@ def answers(connection: Connection, thread: Thread, limit: int) -> list[Message]
 
 def put_system(connection: Connection, tenant: TenantId, thread: Thread, message: Message) -> None:
     """Add the system message to a thread that has none."""
-    _store(connection, tenant, thread.agent_id, [message])
-    _place(connection, thread, [message], _SYSTEM)
+    changes = Changes()
+    _add(changes, tenant, thread, [message], _SYSTEM)
+    changes.make(connection)
 
 
 def set_system(connection: Connection, tenant: TenantId, thread: Thread, message: Message) -> None:
@@ -295,9 +301,22 @@ def append(
     """Store the messages and place them, in order, at the end of the thread."""
     if not messages:
         return
+    changes = Changes()
     last = _LAST.value(connection, {"thread_key": thread.key})
-    _store(connection, tenant, thread.agent_id, messages)
-    _place(connection, thread, messages, (last or _SYSTEM) + 1)
+    add_after(changes, tenant, thread, messages, last)
+    changes.make(connection)
+
+
+def add_after(
+    changes: Changes,
+    tenant: TenantId,
+    thread: Thread,
+    messages: Sequence[Message],
+    last: int | None,
+) -> None:
+    """Let ``append`` be one of the changes; ``last`` is the ``last_position`` of the thread."""
+    if messages:
+        _add(changes, tenant, thread, messages, (last or _SYSTEM) + 1)
 
 
 def copy_places(
@@ -336,19 +355,17 @@ def clear(connection: Connection, thread: Thread, *, system_too: bool) -> None:
     connection.execute(delete(places).where(gone))
 
 
-def _store(
-    connection: Connection, tenant: TenantId, agent_id: AgentId, messages: Sequence[Message]
+def _add(
+    changes: Changes, tenant: TenantId, thread: Thread, messages: Sequence[Message], first: int
 ) -> None:
+    """Store the messages and place them from position ``first`` on."""
     rows = [
-        {"tenant": tenant, "agent_id": agent_id} | msgspec.structs.asdict(message)
+        {"tenant": tenant, "agent_id": thread.agent_id} | msgspec.structs.asdict(message)
         for message in messages
     ]
-    _INSERT_MESSAGES.run_each(connection, rows)
-
-
-def _place(connection: Connection, thread: Thread, messages: Sequence[Message], first: int) -> None:
-    rows = [
+    _INSERT_MESSAGES.add_to(changes, rows)
+    places = [
         {"thread_key": thread.key, "position": position, "message_id": message.id}
         for position, message in enumerate(messages, first)
     ]
-    _INSERT_PLACES.run_each(connection, rows)
+    _INSERT_PLACES.add_to(changes, places)

@@ -184,7 +184,7 @@ def blind_first_look(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(admission, name, once_blind)
 
     blinded("_find_known")
-    blinded("active_run")
+    blinded("_active_in")
     return looks
 
 
@@ -198,7 +198,7 @@ async def test_the_index_on_keys_stops_a_second_run_after_a_race_with_another_pr
     looks = request.getfixturevalue("blind_first_look")
     elsewhere = a_run(world.default)
     assert await runs.create(OURS, elsewhere, a_key("a"), ["a"]) == RunKnown(run)
-    assert looks == ["_find_known", "active_run", "_find_known"]
+    assert looks == ["_find_known", "_active_in", "_find_known"]
     assert ids(await runs.list(OURS, first())) == [run.id]
 
 
@@ -211,7 +211,7 @@ async def test_the_index_on_active_runs_stops_a_second_run_after_a_race_with_ano
     with pytest.raises(ConversationBusyError) as busy:
         await world.start()
     assert busy.value.extra["run_id"] == run.id
-    assert looks.count("active_run") == 2
+    assert looks.count("_active_in") == 2
     assert ids(await world.records.runs.list(OURS, first())) == [run.id]
 
 

@@ -144,6 +144,18 @@ class Database:
         transaction = self.writes.run(lambda connection: work(connection, *args, **kwargs))
         return await self._measured("write", transaction)
 
+    async def in_single_write(
+        self,
+        statement: Callable[Concatenate[Connection, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """Execute one prepared statement as ``in_write`` does; it may be executed twice."""
+        transaction = self.writes.run_alone(
+            lambda connection: statement(connection, *args, **kwargs)
+        )
+        return await self._measured("write", transaction)
+
     async def in_raced_write(
         self,
         work: Callable[Concatenate[Connection, _P], _T],
@@ -230,7 +242,10 @@ class Database:
     ) -> Sequence[Sequence[Any]]:
         """Return the rows of a prepared statement, as a short read of its own."""
         rows = self.run_at_once(statement, values)
-        return await self.in_read(statement.rows, values) if rows is None else rows
+        if rows is not None:
+            return rows
+        read = self.reads.run_alone(lambda connection: statement.rows(connection, values))
+        return await self._measured("read", read)
 
     def run_at_once(
         self, statement: PreparedStatement, values: Mapping[str, object]

@@ -4,10 +4,12 @@ SQLAlchemy builds them and knows how each column is stored. To execute one costs
 several times as much as SQLite needs to find a row by its key: see docs/decisions/0020.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, cast
 
-from sqlalchemy import Connection, Delete, Dialect, Insert, Select, Update
+from sqlalchemy import Connection, Delete, Dialect, Insert, Select, Table, Update, bindparam, insert
 from sqlalchemy.exc import DBAPIError
 
 _Statement = Select[Any] | Insert | Update | Delete
@@ -18,6 +20,12 @@ Values = Mapping[str, Any]
 
 Row = Mapping[Any, Any]
 """A row by the names of its columns. Rows of SQLAlchemy are such mappings too."""
+
+_INSERTED_ROWS: Final = 8
+"""The most rows of one INSERT. It bounds how many texts there are of each."""
+
+_TOGETHER: Final = 16
+"""The most statements in one of PostgreSQL."""
 
 
 class PreparedStatement:
@@ -36,11 +44,11 @@ class PreparedStatement:
 
     def rows(self, connection: Connection, values: Values) -> list[list[Any]]:
         """Return all rows, each with its values in the order of the columns."""
-        return self._compiled_for(connection).rows(connection, values)
+        return self.compiled_for(connection).rows(connection, values)
 
     def mappings(self, connection: Connection, values: Values) -> list[dict[str, Any]]:
         """Return all rows, each with its values by the names of the columns."""
-        compiled = self._compiled_for(connection)
+        compiled = self.compiled_for(connection)
         names = compiled.names
         return [dict(zip(names, row, strict=True)) for row in compiled.rows(connection, values)]
 
@@ -56,20 +64,92 @@ class PreparedStatement:
 
     def run(self, connection: Connection, values: Values) -> int:
         """Execute a statement that returns no rows, and return the number of changed ones."""
-        return self._compiled_for(connection).run(connection, values)
+        return self.compiled_for(connection).run(connection, values)
 
-    def run_each(self, connection: Connection, rows: Sequence[Values]) -> None:
-        """Execute a statement that returns no rows with each of several sets of values."""
-        compiled = self._compiled_for(connection)
-        for values in rows:
-            compiled.run(connection, values)
-
-    def _compiled_for(self, connection: Connection) -> "_Compiled":
+    def compiled_for(self, connection: Connection) -> "_Compiled":
         compiled = self._compiled.get(connection.dialect.name)
         if compiled is None:
             compiled = _Compiled(self._statement, connection.dialect, self._columns)
             self._compiled[connection.dialect.name] = compiled
         return compiled
+
+
+class PreparedInsert:
+    """An INSERT of a few rows of one table, whose columns are set to values of their names."""
+
+    def __init__(self, table: Table, *columns: str) -> None:
+        self._table = table
+        self._columns = columns
+        self._by_count: dict[int, PreparedStatement] = {}
+
+    def add_to(self, changes: "Changes", rows: Sequence[Values]) -> None:
+        """Add the rows to the changes, in order."""
+        for first in range(0, len(rows), _INSERTED_ROWS):
+            piece = rows[first : first + _INSERTED_ROWS]
+            values = {
+                f"{name}_{number}": row[name]
+                for number, row in enumerate(piece)
+                for name in self._columns
+            }
+            changes.add(self._of(len(piece)), values)
+
+    def _of(self, count: int) -> PreparedStatement:
+        statement = self._by_count.get(count)
+        if statement is None:
+            rows: list[dict[str, Any]] = [
+                {
+                    name: bindparam(f"{name}_{number}", type_=self._table.c[name].type)
+                    for name in self._columns
+                }
+                for number in range(count)
+            ]
+            statement = PreparedStatement(insert(self._table).values(rows))
+            self._by_count[count] = statement
+        return statement
+
+
+class Changes:
+    """Changes of one transaction that do not depend on each other.
+
+    PostgreSQL makes them by one statement, because each one costs a round trip. SQLite makes them
+    in their order. The first one may be a query, whose rows are dropped.
+    """
+
+    def __init__(self) -> None:
+        self._made: list[tuple[PreparedStatement, Values]] = []
+
+    def add(self, statement: PreparedStatement, values: Values) -> None:
+        """Let the statement be executed with the others."""
+        self._made.append((statement, values))
+
+    def make(self, connection: Connection) -> None:
+        """Execute all of them."""
+        if connection.dialect.name != "postgresql":
+            for statement, values in self._made:
+                statement.run(connection, values)
+            return
+        found = [(one.compiled_for(connection), values) for one, values in self._made]
+        for first in range(0, len(found), _TOGETHER):
+            piece = found[first : first + _TOGETHER]
+            sql = _together(tuple(compiled for compiled, _ in piece))
+            bound = [value for compiled, values in piece for value in compiled.bound(values)]
+            piece[0][0].execute(connection, sql, bound)
+
+
+@lru_cache(maxsize=512)
+def _together(statements: "tuple[_Compiled, ...]") -> str:
+    """Return the text of one statement of PostgreSQL that executes all, the first one first.
+
+    Each sees the state before the statement; foreign keys are checked at its end.
+    """
+    texts, before = [], 0
+    for statement in statements:
+        shift = before
+        texts.append(_NUMBER.sub(lambda match: f"${int(match[1]) + shift}", statement.sql))  # noqa: B023
+        before += statement.parameters
+    # The others are executed from the last on.
+    others = [f"c{place} AS ({sql})" for place, sql in enumerate(texts[1:])][::-1]
+    return f"WITH {', '.join(others)} {texts[0]}" if others else texts[0]
 
 
 class _Compiled:
@@ -78,20 +158,28 @@ class _Compiled:
     def __init__(self, statement: _Statement, dialect: Dialect, columns: Sequence[str]) -> None:
         keys = None if isinstance(statement, Select) else list(columns)
         compiled = statement.compile(dialect=dialect, column_keys=keys)
-        self._sql = str(compiled)
-        self._order = compiled.positiontup
-        """The names of the parameters in order; None if the driver takes them by name."""
-        self._constants: dict[str, Any] = {}
-        self._given: list[tuple[str, _Convert | None]] = []
-        for name, parameter in compiled.binds.items():
+        self.sql = str(compiled)
+        self._cursor: Callable[[Any], Any] | None = None
+        order: Sequence[str] | None = compiled.positiontup
+        if order is None:
+            from psycopg import RawCursor
+
+            self._cursor = RawCursor
+            self.sql, order = _numbered(self.sql)
+        self.parameters: Final = len(order)
+        self._constants: list[Any] = [None] * len(order)
+        """The values of the parameters in order, except for those that are given."""
+        self._given: list[tuple[int, str, _Convert | None]] = []
+        for place, name in enumerate(order):
+            parameter = compiled.binds[name]
             if parameter.expanding:
                 raise TypeError(f"The parameter {name} stands for a list.")
             convert = parameter.type.dialect_impl(dialect).bind_processor(dialect)
             if parameter.required:
-                self._given.append((name, convert))
+                self._given.append((place, name, convert))
             else:
                 value = parameter.effective_value
-                self._constants[name] = value if convert is None else convert(value)
+                self._constants[place] = value if convert is None else convert(value)
         result = tuple(statement.exported_columns)
         self.names: Final = tuple(column.name for column in result)
         self._conversions: list[tuple[int, _Convert]] = []
@@ -101,11 +189,7 @@ class _Compiled:
                 self._conversions.append((place, convert))
 
     def rows(self, connection: Connection, values: Values) -> list[list[Any]]:
-        bound = self._bound(values)
-        try:
-            found = driver_of(connection).execute(self._sql, bound).fetchall()
-        except connection.dialect.loaded_dbapi.Error as error:
-            raise self._wrapped(error, connection.dialect) from error
+        found = self.execute(connection, self.sql, self.bound(values)).fetchall()
         rows = [list(row) for row in found]
         for row in rows:
             for place, convert in self._conversions:
@@ -113,24 +197,58 @@ class _Compiled:
         return rows
 
     def run(self, connection: Connection, values: Values) -> int:
-        bound = self._bound(values)
-        try:
-            return cast("int", driver_of(connection).execute(self._sql, bound).rowcount)
-        except connection.dialect.loaded_dbapi.Error as error:
-            raise self._wrapped(error, connection.dialect) from error
+        return cast("int", self.execute(connection, self.sql, self.bound(values)).rowcount)
 
-    def _bound(self, values: Values) -> Any:
+    def bound(self, values: Values) -> list[Any]:
+        """Return the values of all parameters in order, as the driver takes them."""
         bound = self._constants.copy()
-        for name, convert in self._given:
-            bound[name] = values[name] if convert is None else convert(values[name])
-        return bound if self._order is None else [bound[name] for name in self._order]
+        for place, name, convert in self._given:
+            bound[place] = values[name] if convert is None else convert(values[name])
+        return bound
 
-    def _wrapped(self, error: Exception, dialect: Dialect) -> BaseException:
-        """Return the driver's error as SQLAlchemy raises it, without the values."""
-        return DBAPIError.instance(
-            self._sql, None, error, dialect.loaded_dbapi.Error, hide_parameters=True,
-            dialect=dialect,
-        )  # fmt: skip
+    def execute(self, connection: Connection, sql: str, bound: list[Any]) -> Any:
+        """Execute the text and return the driver's cursor."""
+        driver = driver_of(connection)
+        try:
+            if self._cursor is None:
+                return driver.execute(sql, bound)
+            return self._cursor(driver).execute(sql, bound)
+        except connection.dialect.loaded_dbapi.Error as error:
+            raise _wrapped(connection, sql, error) from error
+
+
+def _wrapped(connection: Connection, sql: str, error: Exception) -> BaseException:
+    """Return the driver's error as SQLAlchemy raises it, without the values.
+
+    Its ``connection_invalidated`` says that the connection was lost.
+    """
+    dialect = connection.dialect
+    is_lost = dialect.is_disconnect(error, driver_of(connection), None)  # type: ignore[arg-type]
+    if is_lost:
+        connection.invalidate(error)
+    return DBAPIError.instance(
+        sql, None, error, dialect.loaded_dbapi.Error, hide_parameters=True,
+        connection_invalidated=is_lost, dialect=dialect,
+    )  # fmt: skip
+
+
+_NAME: Final = re.compile(r"%\((\w+)\)s|%%")
+_NUMBER: Final = re.compile(r"\$(\d+)")
+
+
+def _numbered(sql: str) -> tuple[str, Sequence[str]]:
+    """Return the text with numbers instead of names of parameters, and the names in order.
+
+    PostgreSQL knows only numbers; the driver would replace the names at each execution.
+    """
+    names: dict[str, int] = {}
+
+    def number(match: re.Match[str]) -> str:
+        if match[1] is None:
+            return "%"
+        return f"${names.setdefault(match[1], len(names) + 1)}"
+
+    return _NAME.sub(number, sql), list(names)
 
 
 def begin(connection: Connection, statement: str) -> None:
@@ -138,17 +256,10 @@ def begin(connection: Connection, statement: str) -> None:
 
     Raises DBAPIError, with ``connection_invalidated`` if the connection was lost.
     """
-    dialect, driver = connection.dialect, driver_of(connection)
     try:
-        driver.execute(statement)
-    except dialect.loaded_dbapi.Error as error:
-        is_lost = dialect.is_disconnect(error, driver, None)
-        if is_lost:
-            connection.invalidate(error)
-        raise DBAPIError.instance(
-            statement, None, error, dialect.loaded_dbapi.Error, hide_parameters=True,
-            connection_invalidated=is_lost, dialect=dialect,
-        ) from error  # fmt: skip
+        driver_of(connection).execute(statement)
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise _wrapped(connection, statement, error) from error
 
 
 def driver_of(connection: Connection) -> Any:

@@ -14,11 +14,15 @@ from dataclasses import fields, replace
 from typing import Any, Final
 
 from sqlalchemy import (
+    Case,
     Column,
+    ColumnElement,
     Connection,
     Executable,
     Update,
     bindparam,
+    case,
+    exists,
     insert,
     or_,
     select,
@@ -42,7 +46,8 @@ from reattach.records import lookup, threads
 from reattach.records.base import RequestKey, Run, RunKnown, Thread
 from reattach.records.conversations import insert_conversation
 from reattach.records.database import schema
-from reattach.records.database.prepared import PreparedStatement, Row
+from reattach.records.database.columns import Moment
+from reattach.records.database.prepared import Changes, PreparedInsert, PreparedStatement, Row
 from reattach.records.runs import retries
 from reattach.records.runs.created import RunCreated
 from reattach.records.runs.openings import Opening, find_conversation, insert_key
@@ -50,9 +55,17 @@ from reattach.records.runs.openings import Opening, find_conversation, insert_ke
 
 def note_latest(column: Column[Any]) -> Update:
     """Set the time in ``column`` of the row ``row_id`` to ``at``, unless it has a later one."""
-    is_latest = or_(column.is_(None), column <= bindparam("at"))
-    latest = update(column.table).where(column.table.c.id == bindparam("row_id"), is_latest)
-    return latest.values({column: bindparam("at")})
+    row = update(column.table).where(column.table.c.id == bindparam("row_id"), _is_latest(column))
+    return row.values({column: bindparam("at")})
+
+
+def latest(column: Column[Any]) -> Case[Any]:
+    """Return the time ``at``, or that in ``column`` if it is later."""
+    return case((_is_latest(column), bindparam("at", type_=Moment)), else_=column)
+
+
+def _is_latest(column: Column[Any]) -> ColumnElement[bool]:
+    return or_(column.is_(None), column <= bindparam("at"))
 
 
 _COLUMNS = tuple(field.name for field in fields(Run) if field.name in schema.runs.c)
@@ -64,6 +77,19 @@ _KNOWN: Final = PreparedStatement(
     .join(_runs, _runs.c.id == _keys.c.run_id)
     .where(_keys.c.tenant == bindparam("tenant"), _keys.c.digest == bindparam("digest"))
 )
+_has_active = (
+    exists().where(_runs.c.thread_key == bindparam("row_id"), schema.ACTIVE).label("has_active")
+)
+_OWNER: Final = {
+    is_named: PreparedStatement(
+        lookup.by_id(table).with_only_columns(owner, _has_active.label("has_active"))
+    )
+    for is_named, table, owner in (
+        (True, _conversations, _conversations.c.agent_id),
+        (False, schema.agents, schema.agents.c.id),
+    )
+}
+"""The agent of the thread of a run, and whether a run of the thread is active."""
 _ACTIVE: Final = PreparedStatement(
     select(_runs).where(_runs.c.thread_key == bindparam("thread_key"), schema.ACTIVE)
 )
@@ -72,7 +98,7 @@ _INSERT_RUN: Final = PreparedStatement(insert(_runs), *dict.fromkeys((*_COLUMNS,
 _INSERT_KEY: Final = PreparedStatement(
     insert(_keys), "tenant", "digest", "payload_sha256", "run_id"
 )
-_INSERT_OTIDS: Final = PreparedStatement(insert(schema.run_otids), "run_id", "otid", "tenant")
+_INSERT_OTIDS: Final = PreparedInsert(schema.run_otids, "run_id", "otid", "tenant")
 _NOTE_MESSAGE: Final = PreparedStatement(note_latest(_conversations.c.last_message_at))
 
 
@@ -136,8 +162,7 @@ def _admit(
         return RunKnown(known)
     if opening is not None:
         _open(connection, tenant, opening)
-    lookup.require_thread(connection, tenant, run.thread)
-    active = active_run(connection, run.thread)
+    active = _active_in(connection, tenant, run.thread)
     if active is not None:
         # Another process may have committed the key's own run since the query above.
         known = _find_known(connection, tenant, key)
@@ -156,13 +181,16 @@ def _admit(
             if known is None:
                 raise
             return RunKnown(known)
-    _insert(connection, tenant, run)
+    changes = Changes()
+    _add_run(changes, tenant, run)
+    names = [] if digest is None else retries.names_of(digest)
+    _add_keys(changes, tenant, run, key, [*otids, *names])
+    if run.conversation_id is not None:
+        changes.add(_NOTE_MESSAGE, {"row_id": run.conversation_id, "at": run.created_at})
+    changes.make(connection)
     found = threads.pending(connection, run.thread)
     if found != pending:
         raise NoPendingApprovalError if found is None else found.error()
-    names = [] if digest is None else retries.names_of(digest)
-    _insert_keys(connection, tenant, run, key, [*otids, *names])
-    note_message(connection, run.thread, run.created_at)
     return RunCreated(run)
 
 
@@ -197,8 +225,8 @@ def _find_answered(connection: Connection, tenant: TenantId, run: Run) -> Run | 
     return None
 
 
-def _insert_keys(
-    connection: Connection,
+def _add_keys(
+    changes: Changes,
     tenant: TenantId,
     run: Run,
     key: RequestKey | None,
@@ -211,16 +239,9 @@ def _insert_keys(
             "payload_sha256": key.payload_sha256,
             "run_id": run.id,
         }
-        _INSERT_KEY.run(connection, values)
-    if otids:
-        rows = [{"run_id": run.id, "otid": otid, "tenant": tenant} for otid in dict.fromkeys(otids)]
-        _INSERT_OTIDS.run_each(connection, rows)
-
-
-def note_message(connection: Connection, thread: Thread, at: object) -> None:
-    """Set the time of the conversation's last message, unless it has a later one."""
-    if thread.conversation_id is not None:
-        _NOTE_MESSAGE.run(connection, {"row_id": thread.conversation_id, "at": at})
+        changes.add(_INSERT_KEY, values)
+    rows = [{"run_id": run.id, "otid": otid, "tenant": tenant} for otid in dict.fromkeys(otids)]
+    _INSERT_OTIDS.add_to(changes, rows)
 
 
 def known_run(connection: Connection, tenant: TenantId, key: RequestKey) -> Run | None:
@@ -239,6 +260,16 @@ def _find_known(connection: Connection, tenant: TenantId, key: RequestKey | None
     return run_of(row)
 
 
+def _active_in(connection: Connection, tenant: TenantId, thread: Thread) -> Run | None:
+    """Return the active run of the thread. Raises NotFoundError if the tenant lacks the thread."""
+    asked = {"tenant": tenant, "row_id": thread.key}
+    rows = _OWNER[thread.conversation_id is not None].rows(connection, asked)
+    agent_id, has_active = rows[0] if rows else (None, False)
+    if agent_id != thread.agent_id:
+        raise lookup.thread_not_found(thread)
+    return active_run(connection, thread) if has_active else None
+
+
 def active_run(connection: Connection, thread: Thread) -> Run | None:
     """Return the one run of the thread that has not ended."""
     row = _ACTIVE.first(connection, {"thread_key": thread.key})
@@ -251,7 +282,7 @@ def one_run(connection: Connection, statement: Executable, **values: object) -> 
     return None if row is None else run_of(row)
 
 
-def _insert(connection: Connection, tenant: TenantId, run: Run) -> None:
+def _add_run(changes: Changes, tenant: TenantId, run: Run) -> None:
     if run.tenant != tenant:
         raise ValueError("A run is created for the tenant in its own field")
     values = {name: getattr(run, name) for name in _COLUMNS}
@@ -262,7 +293,7 @@ def _insert(connection: Connection, tenant: TenantId, run: Run) -> None:
         "callback_host": run.callback_host,
         "input_text": input_text(run.input),
     }
-    _INSERT_RUN.run(connection, values | place)
+    changes.add(_INSERT_RUN, values | place)
 
 
 def _digest(key: RequestKey) -> str:

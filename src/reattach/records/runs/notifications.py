@@ -14,7 +14,7 @@ from sqlalchemy import Connection, String, bindparam, func, select
 from reattach.domain.ids import RunId
 from reattach.records.database import postgresql
 from reattach.records.database.database import Database
-from reattach.records.database.prepared import PreparedStatement
+from reattach.records.database.prepared import Changes, PreparedStatement
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +91,21 @@ def notify(connection: Connection, *notifications: _Sent) -> None:
     if connection.dialect.name != "postgresql":
         return
     for notification in notifications:
-        payload = notification.word
-        if not isinstance(notification, ReportsWanted):
-            payload += f" {notification.run_id}"
-        _NOTIFY.rows(connection, {"payload": payload})
+        _NOTIFY.rows(connection, {"payload": _payload(notification)})
+
+
+def changes_with(connection: Connection, notification: _Sent) -> Changes:
+    """Return changes that notify all listeners as ``notify`` does."""
+    changes = Changes()
+    if connection.dialect.name == "postgresql":
+        changes.add(_NOTIFY, {"payload": _payload(notification)})
+    return changes
+
+
+def _payload(notification: _Sent) -> str:
+    if isinstance(notification, ReportsWanted):
+        return notification.word
+    return f"{notification.word} {notification.run_id}"
 
 
 @asynccontextmanager

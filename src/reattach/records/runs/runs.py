@@ -266,7 +266,7 @@ class Runs(Repository):
         return await self._database.in_grouped_write(release, run_id, token, values, log)
 
     async def _mark(self, run_id: RunId, token: Token, **values: Any) -> bool:
-        return await self._database.in_write(mark_active, run_id, token, values)
+        return await self._database.in_single_write(mark_active, run_id, token, values)
 
     async def request_cancel(
         self, tenant: TenantId, run_ids: Sequence[RunId], *, by: Actor | None = None

@@ -4,18 +4,18 @@ from dataclasses import fields
 from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, bindparam, case, func, insert, update
+from sqlalchemy import Connection, bindparam, case, func, update
 
 from reattach.domain.ids import RunId, TenantId
 from reattach.records import threads
 from reattach.records.base import Settlement, Step, Thread
 from reattach.records.database import schema
 from reattach.records.database.columns import Moment
-from reattach.records.database.prepared import PreparedStatement
+from reattach.records.database.prepared import Changes, PreparedInsert, PreparedStatement
 from reattach.records.runs import timelines
-from reattach.records.runs.admission import note_latest, note_message
+from reattach.records.runs.admission import latest, note_latest
 from reattach.records.runs.hidden_events import HAS_ANY, forget
-from reattach.records.runs.notifications import RunSettled, notify
+from reattach.records.runs.notifications import RunSettled, changes_with
 
 _STEP_FIELDS: Final = tuple(field.name for field in fields(Step))
 _END_FIELDS: Final = (
@@ -44,14 +44,30 @@ _END: Final = PreparedStatement(
         callback_due_at=case((_runs.c.callback_url.is_not(None), bindparam("at", type_=Moment))),
         first_event_at=FIRST_EVENT_AT,
     )
-    .returning(_runs.c.tenant, _runs.c.agent_id, _runs.c.conversation_id, _runs.c.token, HAS_ANY),
+    .returning(
+        _runs.c.tenant,
+        _runs.c.agent_id,
+        _runs.c.conversation_id,
+        _runs.c.token,
+        HAS_ANY,
+        # While the run is active, nothing else adds messages to its thread.
+        threads.last_position(_runs.c.thread_key).correlate(_runs).scalar_subquery().label("last"),
+    ),
     *_END_FIELDS,
 )
-_INSERT_STEPS: Final = PreparedStatement(insert(schema.steps), "tenant", *_STEP_FIELDS)
+_INSERT_STEPS: Final = PreparedInsert(schema.steps, "tenant", *_STEP_FIELDS)
 _NOTE_ON_AGENT: Final = PreparedStatement(
     note_latest(_agents.c.last_run_completion), "last_stop_reason", "last_run_duration_ms"
 )
-_NOTE_ON_CONVERSATION: Final = PreparedStatement(note_latest(_conversations.c.last_run_completion))
+_completion, _message = _conversations.c.last_run_completion, _conversations.c.last_message_at
+_NOTE_ON_CONVERSATION: Final = {
+    has_messages: PreparedStatement(
+        update(_conversations)
+        .where(_conversations.c.id == bindparam("row_id"))
+        .values({column: latest(column) for column in columns})
+    )
+    for has_messages, columns in ((False, [_completion]), (True, [_completion, _message]))
+}
 
 
 def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> bool:
@@ -76,39 +92,43 @@ def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> boo
     ended = _END.rows(connection, asked)
     if not ended:
         return False
-    ((tenant, agent_id, conversation_id, token, has_hidden_events),) = ended
+    ((tenant, agent_id, conversation_id, token, has_hidden_events, last),) = ended
     thread = Thread(agent_id, conversation_id)
     messages = [msgspec.structs.replace(message, run_id=run_id) for message in settlement.messages]
-    threads.append(connection, tenant, thread, messages)
-    _insert_steps(connection, tenant, settlement)
-    _note_end(connection, thread, settlement)
-    if messages:
-        note_message(connection, thread, settlement.completed_at)
     if has_hidden_events:
         forget(connection, run_id)
+    changes = changes_with(connection, RunSettled(run_id))
+    threads.add_after(changes, tenant, thread, messages, last)
+    _add_steps(changes, tenant, settlement)
+    _note_end(changes, thread, settlement, has_messages=bool(messages))
     if log is not None and log.commits is not None:
-        timelines.keep(connection, run_id, token, log.commits)
-    notify(connection, RunSettled(run_id))
+        timelines.add_kept(changes, connection, run_id, token, log.commits)
+    changes.make(connection)
     return True
 
 
-def _insert_steps(connection: Connection, tenant: TenantId, settlement: Settlement) -> None:
-    if settlement.steps:
-        rows = [
-            {"tenant": tenant} | {name: getattr(step, name) for name in _STEP_FIELDS}
-            for step in settlement.steps
-        ]
-        _INSERT_STEPS.run_each(connection, rows)
+def _add_steps(changes: Changes, tenant: TenantId, settlement: Settlement) -> None:
+    rows = [
+        {"tenant": tenant} | {name: getattr(step, name) for name in _STEP_FIELDS}
+        for step in settlement.steps
+    ]
+    _INSERT_STEPS.add_to(changes, rows)
 
 
-def _note_end(connection: Connection, thread: Thread, settlement: Settlement) -> None:
-    """Set the last run of its agent and conversation, unless they have a later one."""
+def _note_end(
+    changes: Changes, thread: Thread, settlement: Settlement, *, has_messages: bool
+) -> None:
+    """Set the last run of its agent and conversation, and the time of its messages.
+
+    Later ones stay.
+    """
     at = settlement.completed_at
     duration_ns = settlement.duration_ns
     values = {
         "last_stop_reason": settlement.stop_reason,
         "last_run_duration_ms": None if duration_ns is None else duration_ns // 1_000_000,
     }
-    _NOTE_ON_AGENT.run(connection, {"row_id": thread.agent_id, "at": at, **values})
+    changes.add(_NOTE_ON_AGENT, {"row_id": thread.agent_id, "at": at, **values})
     if thread.conversation_id is not None:
-        _NOTE_ON_CONVERSATION.run(connection, {"row_id": thread.conversation_id, "at": at})
+        note = _NOTE_ON_CONVERSATION[has_messages]
+        changes.add(note, {"row_id": thread.conversation_id, "at": at})

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, bindparam, delete, select
 
 from reattach.domain.ids import RunId, Token
 from reattach.records.database import schema
-from reattach.records.database.prepared import PreparedStatement
+from reattach.records.database.prepared import Changes, PreparedStatement
 from reattach.records.repository import Repository
 from reattach.records.runs.notifications import TimelineKept, TimelineWanted, notify
 
@@ -45,8 +45,17 @@ def _upsert(dialect: str) -> PreparedStatement:
 
 def keep(connection: Connection, run_id: RunId, token: Token, commits: str) -> None:
     """Write the row of the owner with ``token``; a later one replaces it."""
+    changes = Changes()
+    add_kept(changes, connection, run_id, token, commits)
+    changes.make(connection)
+
+
+def add_kept(
+    changes: Changes, connection: Connection, run_id: RunId, token: Token, commits: str
+) -> None:
+    """Let ``keep`` be one of the changes."""
     values = {"run_id": run_id, "token": token, "commits": commits}
-    _upsert(connection.dialect.name).run(connection, values)
+    changes.add(_upsert(connection.dialect.name), values)
 
 
 def forget(connection: Connection, run_ids: list[RunId]) -> None:
