@@ -364,7 +364,8 @@ class RunDriver:
                 if may_have_steps and not isinstance(delta, Finished | ToolStarting):
                     may_have_steps = False
                     await self._note_steps()
-                await output.put_delta(delta)
+                if (waiting := output.put_delta(delta)) is not None:
+                    await waiting
                 if type(delta) not in _FRAGMENTS or reports.step is None:
                     may_have_steps = True
                     await self._note(delta)

@@ -1,6 +1,6 @@
 """The output of a run, written in three forms at once: events, the log's frames, and messages."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -75,8 +75,8 @@ class RunOutput:
             commits=None if stretch is None else encode_stretch(stretch),
         )
 
-    async def put_delta(self, delta: Delta) -> None:
-        """Put the events of a delta of the engine.
+    def put_delta(self, delta: Delta) -> Awaitable[None] | None:
+        """Put the events of a delta of the engine; return what must be awaited for that, if any.
 
         Raises:
             LimitExceededError: The log is full, or the answer is too large for memory.
@@ -86,7 +86,11 @@ class RunOutput:
             raise LimitExceededError(
                 f"The answer exceeds {RUN_LOG_BYTES} bytes, the most that a run may hold."
             )
-        await self.put(self.machine.on_delta(delta))
+        events = self.machine.on_delta(delta)
+        if len(events) == 1 and not self._unsaved and self._is_shown_text(events[0]):  # Most.
+            self._put_visible(events)
+            return None
+        return self.put(events)
 
     async def put(self, events: Sequence[Event]) -> None:
         """Add the events to the transcript, and queue the visible ones for the log.
@@ -94,10 +98,7 @@ class RunOutput:
         Raises:
             LimitExceededError: The log is full. The transcript is not ahead of it.
         """
-        if not self._unsaved and (
-            (len(events) == 1 and self._is_shown_text(events[0]))  # Most events.
-            or not any(map(self._is_hidden, events))
-        ):
+        if not self._unsaved and not any(map(self._is_hidden, events)):
             self._put_visible(events)
             return
         for event in events:

@@ -70,10 +70,24 @@ class CompactingEngine(Engine):
                     async for delta in compacting:
                         yield delta
                 turn = self._with_summary(turn)
+            self._first_step = self._steps
+            self._has_begun = turn.partial is not None and bool(turn.partial.messages)
+            # Made storable here already, because a tool loop returns the output to the model.
+            intake = Intake()
             try:
-                async with closing_deltas(self._answer(turn)) as deltas:
-                    async for delta in deltas:
-                        yield delta
+                async with closing_deltas(self._engine.run(_request(turn))) as deltas:
+                    async for given in deltas:
+                        if type(given) is TextPart and intake.is_plain(given.text):  # Most deltas.
+                            self._has_begun = True
+                            yield given
+                            continue
+                        # The id of an answer shows nothing of it, and comes before a refusal.
+                        self._has_begun = self._has_begun or not isinstance(given, AnswerKept)
+                        for delta in intake.take(given):
+                            self._note(delta, turn)
+                            yield delta
+                for delta in intake.release():
+                    yield delta
                 return
             except ContextWindowError as error:
                 can_retry = may_retry and not self._has_begun
@@ -82,31 +96,12 @@ class CompactingEngine(Engine):
             trigger = BY_MODEL
             turn = replace(turn, partial=None)  # Another answer replaces it.
 
-    async def _answer(self, turn: Turn) -> AsyncIterator[Delta]:
-        self._has_begun = turn.partial is not None and bool(turn.partial.messages)
-        self._first_step = self._steps
-        request = replace(
-            turn,
-            history=with_summaries_as_text(turn.history),
-            input=with_summaries_as_text(turn.input),
-        )
-        # Made storable here already, because a tool loop returns the output to the model.
-        intake = Intake()
-        async with closing_deltas(self._engine.run(request)) as deltas:
-            async for given in deltas:
-                # The id of an answer shows nothing of it, and comes before a refusal.
-                self._has_begun = self._has_begun or not isinstance(given, AnswerKept)
-                if type(given) is TextPart and intake.is_plain(given.text):  # Most deltas.
-                    yield given
-                    continue
-                for delta in intake.take(given):
-                    if isinstance(delta, StepFinished):
-                        self._steps += 1
-                        if self._compactor is not None:
-                            self._compactor.learn(turn, delta.usage.prompt_tokens)
-                    yield delta
-        for delta in intake.release():
-            yield delta
+    def _note(self, delta: Delta, turn: Turn) -> None:
+        """Count a finished step, and learn from its usage."""
+        if isinstance(delta, StepFinished):
+            self._steps += 1
+            if self._compactor is not None:
+                self._compactor.learn(turn, delta.usage.prompt_tokens)
 
     async def _compact(self, turn: Turn, trigger: str) -> AsyncIterator[Delta]:
         compactor = self._compactor
@@ -181,3 +176,12 @@ class CompactingEngine(Engine):
             f"{compactor.window_tokens} tokens. Shorten the agent's system prompt or its memory "
             "blocks, or choose a model with a larger window."
         )
+
+
+def _request(turn: Turn) -> Turn:
+    """Return the turn as the engine gets it."""
+    return replace(
+        turn,
+        history=with_summaries_as_text(turn.history),
+        input=with_summaries_as_text(turn.input),
+    )

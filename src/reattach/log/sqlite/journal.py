@@ -93,12 +93,10 @@ def pack(change: Change) -> bytes:
         frames = change.frames
         if len(frames) == 1:
             (frame,) = frames
-            return b"%b%b" % (
-                _SINGLE_HEAD.pack(
-                    _APPEND, change.close, 1, change.number, change.first_seq, len(frame)
-                ),
-                frame,
+            head = _SINGLE_HEAD.pack(
+                _APPEND, change.close, 1, change.number, change.first_seq, len(frame)
             )
+            return head + frame
         head = _HEAD.pack(_APPEND, change.close, len(frames), change.number, change.first_seq)
         return b"".join((head, pack_numbers([len(frame) for frame in frames]), *frames))
     match change:

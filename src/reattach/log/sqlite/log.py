@@ -387,7 +387,7 @@ class SqliteLog(Log):
         """Return a future that is done when the run's operations in flight are on disk."""
         flushed: asyncio.Future[None] = self._loop.create_future()
         if run.in_flight:
-            run.in_flight[-1].waiters.append(flushed)
+            run.in_flight[-1].add_waiter(flushed)
         else:
             flushed.set_result(None)
         return flushed

@@ -23,14 +23,20 @@ class Operation:
         self.change = change
         self.packed = pack(change)
         self.done = done
-        self.waiters: list[asyncio.Future[None]] = []
+        self.waiters: list[asyncio.Future[None]] | None = None
 
     def finish(self, failure: StoreUnavailableError | None) -> None:
         """Report the outcome to the callback and to the waiters."""
         if self.done is not None:
             self.done(failure)
-        for waiter in self.waiters:
+        for waiter in self.waiters or ():
             settle(waiter, None, failure)
+
+    def add_waiter(self, waiter: "asyncio.Future[None]") -> None:
+        """Settle the future with the outcome."""
+        if self.waiters is None:
+            self.waiters = []
+        self.waiters.append(waiter)
 
 
 @dataclass(slots=True, eq=False)

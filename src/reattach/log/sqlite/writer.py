@@ -121,7 +121,7 @@ class Writer:
         if began < self._thread_until:
             return False
         packed = b"".join([operation.packed for operation in batch])
-        if len(packed) > self._at_once_bytes or any(isinstance(op.change, Delete) for op in batch):
+        if len(packed) > self._at_once_bytes or Delete in {type(op.change) for op in batch}:
             return False
         try:
             journal.insert_row(self._loop_connection, self._next_row, packed)
