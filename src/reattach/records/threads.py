@@ -274,9 +274,9 @@ def answers(connection: Connection, thread: Thread, limit: int) -> list[Message]
 
 def put_system(connection: Connection, tenant: TenantId, thread: Thread, message: Message) -> None:
     """Add the system message to a thread that has none."""
-    changes = Changes()
+    changes = Changes(connection)
     _add(changes, tenant, thread, [message], _SYSTEM)
-    changes.make(connection)
+    changes.make()
 
 
 def set_system(connection: Connection, tenant: TenantId, thread: Thread, message: Message) -> None:
@@ -301,10 +301,10 @@ def append(
     """Store the messages and place them, in order, at the end of the thread."""
     if not messages:
         return
-    changes = Changes()
+    changes = Changes(connection)
     last = _LAST.value(connection, {"thread_key": thread.key})
     add_after(changes, tenant, thread, messages, last)
-    changes.make(connection)
+    changes.make()
 
 
 def add_after(

@@ -22,7 +22,7 @@ Row = Mapping[Any, Any]
 """A row by the names of its columns. Rows of SQLAlchemy are such mappings too."""
 
 _INSERTED_ROWS: Final = 8
-"""The most rows of one INSERT. It bounds how many texts there are of each."""
+"""The most rows of one INSERT of PostgreSQL. It bounds how many texts there are of each."""
 
 _TOGETHER: Final = 16
 """The most statements in one of PostgreSQL."""
@@ -79,29 +79,31 @@ class PreparedInsert:
 
     def __init__(self, table: Table, *columns: str) -> None:
         self._table = table
-        self._columns = columns
+        self._names = [
+            [(name, f"{name}_{number}") for name in columns] for number in range(_INSERTED_ROWS)
+        ]
+        """The columns and their parameters in each row of a statement."""
         self._by_count: dict[int, PreparedStatement] = {}
 
     def add_to(self, changes: "Changes", rows: Sequence[Values]) -> None:
         """Add the rows to the changes, in order."""
-        for first in range(0, len(rows), _INSERTED_ROWS):
-            piece = rows[first : first + _INSERTED_ROWS]
+        most = changes.most_rows
+        for first in range(0, len(rows), most):
+            piece = rows[first : first + most]
             values = {
-                f"{name}_{number}": row[name]
-                for number, row in enumerate(piece)
-                for name in self._columns
+                parameter: row[name]
+                for row, names in zip(piece, self._names, strict=False)
+                for name, parameter in names
             }
             changes.add(self._of(len(piece)), values)
 
     def _of(self, count: int) -> PreparedStatement:
         statement = self._by_count.get(count)
         if statement is None:
+            columns = self._table.c
             rows: list[dict[str, Any]] = [
-                {
-                    name: bindparam(f"{name}_{number}", type_=self._table.c[name].type)
-                    for name in self._columns
-                }
-                for number in range(count)
+                {name: bindparam(parameter, type_=columns[name].type) for name, parameter in names}
+                for names in self._names[:count]
             ]
             statement = PreparedStatement(insert(self._table).values(rows))
             self._by_count[count] = statement
@@ -115,16 +117,22 @@ class Changes:
     in their order. The first one may be a query, whose rows are dropped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._at_once = connection.dialect.name == "postgresql"
+        # SQLite notes each page before an INSERT of several rows, which may fail half-way.
+        self.most_rows = _INSERTED_ROWS if self._at_once else 1
+        """The most rows of one INSERT."""
         self._made: list[tuple[PreparedStatement, Values]] = []
 
     def add(self, statement: PreparedStatement, values: Values) -> None:
         """Let the statement be executed with the others."""
         self._made.append((statement, values))
 
-    def make(self, connection: Connection) -> None:
+    def make(self) -> None:
         """Execute all of them."""
-        if connection.dialect.name != "postgresql":
+        connection = self._connection
+        if not self._at_once:
             for statement, values in self._made:
                 statement.run(connection, values)
             return

@@ -181,13 +181,13 @@ def _admit(
             if known is None:
                 raise
             return RunKnown(known)
-    changes = Changes()
+    changes = Changes(connection)
     _add_run(changes, tenant, run)
     names = [] if digest is None else retries.names_of(digest)
     _add_keys(changes, tenant, run, key, [*otids, *names])
     if run.conversation_id is not None:
         changes.add(_NOTE_MESSAGE, {"row_id": run.conversation_id, "at": run.created_at})
-    changes.make(connection)
+    changes.make()
     found = threads.pending(connection, run.thread)
     if found != pending:
         raise NoPendingApprovalError if found is None else found.error()

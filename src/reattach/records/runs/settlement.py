@@ -103,7 +103,7 @@ def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> boo
     _note_end(changes, thread, settlement, has_messages=bool(messages))
     if log is not None and log.commits is not None:
         timelines.add_kept(changes, connection, run_id, token, log.commits)
-    changes.make(connection)
+    changes.make()
     return True
 
 

@@ -45,9 +45,9 @@ def _upsert(dialect: str) -> PreparedStatement:
 
 def keep(connection: Connection, run_id: RunId, token: Token, commits: str) -> None:
     """Write the row of the owner with ``token``; a later one replaces it."""
-    changes = Changes()
+    changes = Changes(connection)
     add_kept(changes, connection, run_id, token, commits)
-    changes.make(connection)
+    changes.make()
 
 
 def add_kept(
