@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, bindparam, case, func, update
+from sqlalchemy import Connection, bindparam, case, func, select, update
 
 from reattach.domain.ids import RunId, TenantId
 from reattach.records import threads
@@ -37,6 +37,11 @@ FIRST_EVENT_AT: Final = func.coalesce(
 
 # The statements of every run, built once because building them costs more than running them.
 _runs, _agents, _conversations = schema.runs, schema.agents, schema.conversations
+_ended = _runs.alias("ended")
+# In RETURNING, SQLite gets columns without their tables, so the run is read under another name.
+_thread_key = (
+    select(_ended.c.thread_key).where(_ended.c.id == bindparam("run_id")).scalar_subquery()
+)
 _END: Final = PreparedStatement(
     update(_runs)
     .where(_runs.c.id == bindparam("run_id"), schema.ACTIVE)
@@ -51,7 +56,7 @@ _END: Final = PreparedStatement(
         _runs.c.token,
         HAS_ANY,
         # While the run is active, nothing else adds messages to its thread.
-        threads.last_position(_runs.c.thread_key).correlate(_runs).scalar_subquery().label("last"),
+        threads.last_position(_thread_key).scalar_subquery().label("last"),
     ),
     *_END_FIELDS,
 )
