@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import Connection, select
 
 from reattach.domain.errors import ConversationBusyError, NotFoundError, OtidConflictError
 from reattach.domain.ids import (
@@ -24,6 +25,8 @@ from reattach.records.base import (
     Span,
     Thread,
 )
+from reattach.records.database import schema
+from reattach.records.database.database import Database
 from reattach.records.runs.retries import RequestDigest
 from tests.support.record_samples import (
     OURS,
@@ -149,6 +152,24 @@ async def test_the_messages_of_a_run_are_those_of_its_settlement(world: World) -
     assert await page(9, after=after.id) == [one.id, two.id, three.id]  # No message of this run.
     running = await world.start()
     assert await world.records.messages.of_run(OURS, running.id, Span(9, ascending=True)) == []
+
+
+async def test_messages_follow_those_of_their_own_thread_without_a_gap(
+    world: World, shared_database: Database
+) -> None:
+    other = Thread(world.agent.id, (await world.another()).id)
+    await world.turn("one", "two", "three")
+    await world.turn("one", thread=other)
+    await world.turn("four")
+
+    def positions(connection: Connection, thread: Thread) -> list[int]:
+        rows = schema.thread_messages
+        places = select(rows.c.position).where(rows.c.thread_key == thread.key)
+        return sorted(connection.execute(places).scalars())
+
+    for thread, count in ((world.thread, 5), (other, 2)):
+        found = await shared_database.in_read(positions, thread)
+        assert found == [*range(found[0], found[0] + count)]
 
 
 async def test_the_messages_of_an_agent_come_from_its_threads_and_once(world: World) -> None:
