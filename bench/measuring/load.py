@@ -174,11 +174,13 @@ class Load(Closing):
             )
         self.pid = self._process.pid
         raise_priority(self.pid)
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         return self
 
     def close(self) -> None:
         self._process.kill()
+        self._reader.join()  # It reads the output, which ``communicate`` closes.
         self._process.communicate()
         self._directory.cleanup()
 

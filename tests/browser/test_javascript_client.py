@@ -209,7 +209,7 @@ def test_a_reloaded_page_shows_the_messages_so_far_and_then_each_later_event_onc
 ) -> None:
     with browser.page(pages.url) as page:
         tab = Tab(page, relay.url, conversation)
-        tab.send("[chunks=100][rate=100]")
+        tab.send("[chunks=300][rate=100]")
         tab.wait(30)
         page.reload()
         tab.follow(snapshot=True)

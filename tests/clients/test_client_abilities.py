@@ -228,7 +228,7 @@ def test_a_snapshot_comes_first_and_every_later_event_once_over_a_stream_that_is
             followers.append(client.start(relay.url, "follow", **where))
 
     followers: list[Call] = []
-    send(client, relay.url, conversation, "[chunks=100][rate=100]").finish(follow)
+    send(client, relay.url, conversation, "[chunks=300][rate=100]").finish(follow)
     snapshot, *events = followers[0].finish(cut).events
     [run] = conversation.runs()
     replay = events_of(conversation.replay(run["id"]))

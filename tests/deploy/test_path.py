@@ -45,7 +45,8 @@ SHORT = Timing(
 
 LONG = replace(SHORT, silences_seconds=(1.0, 3.0), total_seconds=3, total_interval_seconds=0.25)
 LEAVING = (*SHORT.leaving_seconds, 20.0)
-"""A path without a fault needs the last one only when the machine is busy."""
+"""A path without a fault needs the last one only when the machine is busy, and as long for the
+beginning of a stream."""
 
 NGINX = """
 upstream reattach {{
@@ -146,7 +147,9 @@ def test_the_files_of_deploy_have_no_fault_and_several_servers_no_harm(
 ) -> None:
     with program(configuration, [server.address, other_server.address]) as proxy:
         report = examined(
-            proxy.url, server, replace(LONG, body_bytes=16 * MIB, leaving_seconds=LEAVING)
+            proxy.url,
+            server,
+            replace(LONG, body_bytes=16 * MIB, leaving_seconds=LEAVING, first_piece_seconds=20.0),
         )
     assert faults(report) == {}
     assert report.proxies == (program.name,)

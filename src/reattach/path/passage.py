@@ -19,8 +19,6 @@ _SMALLER_BYTES: Final = (8 * _MIB, 4 * _MIB, _MIB - 4096, 64 * 1024)
 _ASKED_AT_MOST: Final = 20
 """Requests for the state of a stream, each of which may reach another process."""
 
-_FIRST_PIECE_SECONDS: Final = 3.0
-
 
 def judge_request_headers(probe: Probe, seen: Mapping[str, Any]) -> Finding:
     """Judge the headers with which a request arrived."""
@@ -151,7 +149,7 @@ async def check_leaving(probe: Probe, timing: Timing) -> Finding:
     async with probe.opened("leaving", silence_seconds=silence_seconds) as response:
         with suppress(TimeoutError, httpx2.RequestError, StopAsyncIteration):
             async with (
-                asyncio.timeout(_FIRST_PIECE_SECONDS),
+                asyncio.timeout(timing.first_piece_seconds),
                 aclosing(response.aiter_raw()) as body,
             ):
                 await anext(body)

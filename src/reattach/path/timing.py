@@ -27,6 +27,8 @@ class Timing:
     total_seconds: float = 150.0
     """Duration of the stream that is never silent; 0: none."""
     total_interval_seconds: float = 1.0
+    first_piece_seconds: float = 3.0
+    """The longest wait for the beginning of the stream that the client leaves."""
     leaving_seconds: tuple[float, ...] = (1.0, 5.0, 30.0)
     """Times after the client has left at which the server is asked whether it has noticed."""
     connections: int = 20
