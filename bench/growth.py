@@ -19,7 +19,7 @@ from bench.measuring.results import Chapter, Goal, at_most, table
 from bench.measuring.rounds import Measurement, Results, Turn, interleaved
 from bench.options import Options
 
-EVENTS, QUICK_EVENTS = (100, 1000, 10_000, 100_000), (100, 1000, 10_000)
+EVENTS, QUICK_EVENTS = (100, 1000, 10_000, 100_000), (100, 10_000)
 KEPT, QUICK_KEPT, LONG_KEPT = (1000, 100_000), (32, 960), (500_000,)
 SECONDS, QUICK_SECONDS = 1.0, 0.3
 ROUNDS = 3
@@ -42,7 +42,7 @@ LOOKED_AT = 100
 LENGTHS, QUICK_LENGTHS = (100, 1200), (20, 60)
 """Lengths of a conversation in turns."""
 SEND_EVENTS = 10
-PERIODS, QUICK_PERIODS = 4, 3
+PERIODS, QUICK_PERIODS = 4, 2
 """Retention periods with equal numbers of runs. Memory and files must not grow over them."""
 RUNS_A_PERIOD, QUICK_RUNS_A_PERIOD = 1000, 32
 RETENTION_SECONDS, QUICK_RETENTION_SECONDS = 8.0, 0.5

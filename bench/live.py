@@ -110,7 +110,12 @@ def sizes(options: Options) -> tuple[Sequence[int], Sequence[int]]:
 def sizes_of(contender: Contender, options: Options) -> tuple[Sequence[int], Sequence[int]]:
     """Return the numbers of runs and of readers at which this server is measured."""
     runs, readers = sizes(options)
-    if not options.long and not options.quick:
+    if options.quick and not options.contenders:
+        if contender.name != Reattach().name:
+            runs = runs[-1:]
+        if contender is ON_REDIS:
+            readers = ()
+    elif not options.long and not options.quick:
         if not is_subject(contender):
             runs = BESIDE_RUNS
         if not is_subject(contender) or contender is ON_REDIS:

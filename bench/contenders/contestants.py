@@ -19,10 +19,10 @@ ALL: Sequence[Contender] = (
 
 
 def wanted(options: Options, contender: Contender) -> bool:
-    """Return whether it is measured: those named, or else all, or with ``quick`` only our own."""
+    """Return whether it is measured: those named, or else all, or with ``quick`` the bounds."""
     if options.contenders:
         return any(word in contender.name for word in options.contenders)
-    return not options.quick or contender in {CEILING, NAIVE, EMPTY}
+    return not options.quick or contender in {CEILING, EMPTY}
 
 
 def is_subject(contender: Contender) -> bool:
