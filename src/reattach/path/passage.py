@@ -16,8 +16,10 @@ _MIB: Final = 1024 * 1024
 _SMALLER_BYTES: Final = (8 * _MIB, 4 * _MIB, _MIB - 4096, 64 * 1024)
 """Sizes to try after a refusal; the third is below the default limit of nginx."""
 
-_ASKED_AT_MOST: Final = 20
-"""Requests for the state of a stream, each of which may reach another process."""
+_ASKED_TOGETHER: Final = (1, 3, 16)
+"""Requests for the state of a stream that are sent together, one group after the other. Each may
+reach another process. A proxy that chooses the process with the fewest connections gives requests
+to several of them only if they come at the same time."""
 
 
 def judge_request_headers(probe: Probe, seen: Mapping[str, Any]) -> Finding:
@@ -171,11 +173,11 @@ async def check_leaving(probe: Probe, timing: Timing) -> Finding:
 
 async def _client_closed(probe: Probe) -> bool | None:
     """Ask whether the client of the stream has closed; None if no process knows the stream."""
-    for _ in range(_ASKED_AT_MOST):
-        answer = await probe.state()
-        for one in answer.members.get("streams") or ():
-            if one["stream"] == "leaving":
-                return bool(one["client_closed"])
+    for count in _ASKED_TOGETHER:
+        for answer in await asyncio.gather(*(probe.state() for _ in range(count))):
+            for one in answer.members.get("streams") or ():
+                if one["stream"] == "leaving":
+                    return bool(one["client_closed"])
     return None
 
 
