@@ -215,9 +215,7 @@ class Agents(Repository):
 
 def agent_of(connection: Connection, tenant: TenantId, agent_id: AgentId) -> Agent:
     """Return the agent with its blocks and tags. Raises NotFoundError."""
-    row = _ONE.first(connection, {"tenant": tenant, "row_id": agent_id})
-    if row is None:
-        raise lookup.not_found(schema.agents, agent_id)
+    row = lookup.require(connection, schema.agents, tenant, agent_id, _ONE)
     return _agents(
         [row],
         _tags_of(connection, [agent_id]) if row["has_tags"] else (),

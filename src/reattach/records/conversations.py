@@ -272,9 +272,7 @@ def _conversation(row: Row, isolated: Mapping[ConversationId, tuple[Block, ...]]
 
 
 def _get(connection: Connection, tenant: TenantId, conversation_id: ConversationId) -> Conversation:
-    row = _ONE.first(connection, {"tenant": tenant, "row_id": conversation_id})
-    if row is None:
-        raise lookup.not_found(schema.conversations, conversation_id)
+    row = lookup.require(connection, schema.conversations, tenant, conversation_id, _ONE)
     has_blocks = row["has_blocks"]
     isolated = blocks_of(connection, _ISOLATED_OWNER, [row["id"]]) if has_blocks else {}
     return _conversation(row, isolated)

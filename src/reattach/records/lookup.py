@@ -75,9 +75,19 @@ def find(connection: Connection, table: Table, tenant: TenantId, row_id: str) ->
     return _BY_ID[table].first(connection, {"tenant": tenant, "row_id": row_id})
 
 
-def require(connection: Connection, table: Table, tenant: TenantId, row_id: str) -> Row:
-    """Return the row; raises NotFoundError if the tenant has none with this id."""
-    row = find(connection, table, tenant, row_id)
+def require(
+    connection: Connection,
+    table: Table,
+    tenant: TenantId,
+    row_id: str,
+    query: PreparedStatement | None = None,
+) -> Row:
+    """Return the row, as ``query`` reads it: ``by_id`` with other columns.
+
+    Raises NotFoundError if the tenant has none with this id.
+    """
+    query = query or _BY_ID[table]
+    row = query.first(connection, {"tenant": tenant, "row_id": row_id})
     if row is None:
         raise not_found(table, row_id)
     return row
