@@ -125,19 +125,17 @@ class Transactions:
 
     def transact(self, work: Callable[[Connection], _T]) -> _T:
         """Run a transaction in the calling thread and return its result."""
-        connection = self._begin()
-        try:
+
+        def committed(connection: Connection) -> _T:
             result = work(connection)
             if self._is_remote:
                 with translate_commit_failures():
                     connection.commit()
             else:
                 connection.commit()
-        except BaseException:
-            connection.close()
-            raise
-        self._idle.append(connection)
-        return result
+            return result
+
+        return self._use(self._begin(), committed)
 
     async def run_alone(self, statement: Callable[[Connection], _T]) -> _T:
         """Execute one statement as ``run`` does; it may be executed twice.
@@ -159,6 +157,7 @@ class Transactions:
         return self._use(self.engine.connect(), statement)
 
     def _use(self, connection: Connection, work: Callable[[Connection], _T]) -> _T:
+        """Call ``work`` and keep the connection, or close it if that fails."""
         try:
             result = work(connection)
         except BaseException:
