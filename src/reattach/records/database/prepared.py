@@ -119,7 +119,8 @@ class Changes:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._at_once = connection.dialect.name == "postgresql"
+        self.dialect: Final = connection.dialect.name
+        self._at_once = self.dialect == "postgresql"
         # SQLite notes each page before an INSERT of several rows, which may fail half-way.
         self.most_rows = _INSERTED_ROWS if self._at_once else 1
         """The most rows of one INSERT."""

@@ -97,7 +97,7 @@ def notify(connection: Connection, *notifications: _Sent) -> None:
 def changes_with(connection: Connection, notification: _Sent) -> Changes:
     """Return changes that notify all listeners as ``notify`` does."""
     changes = Changes(connection)
-    if connection.dialect.name == "postgresql":
+    if changes.dialect == "postgresql":
         changes.add(_NOTIFY, {"payload": _payload(notification)})
     return changes
 

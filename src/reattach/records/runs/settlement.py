@@ -107,7 +107,7 @@ def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> boo
     _add_steps(changes, tenant, settlement)
     _note_end(changes, thread, settlement, has_messages=bool(messages))
     if log is not None and log.commits is not None:
-        timelines.add_kept(changes, connection, run_id, token, log.commits)
+        timelines.add_kept(changes, run_id, token, log.commits)
     changes.make()
     return True
 

@@ -46,16 +46,14 @@ def _upsert(dialect: str) -> PreparedStatement:
 def keep(connection: Connection, run_id: RunId, token: Token, commits: str) -> None:
     """Write the row of the owner with ``token``; a later one replaces it."""
     changes = Changes(connection)
-    add_kept(changes, connection, run_id, token, commits)
+    add_kept(changes, run_id, token, commits)
     changes.make()
 
 
-def add_kept(
-    changes: Changes, connection: Connection, run_id: RunId, token: Token, commits: str
-) -> None:
+def add_kept(changes: Changes, run_id: RunId, token: Token, commits: str) -> None:
     """Let ``keep`` be one of the changes."""
     values = {"run_id": run_id, "token": token, "commits": commits}
-    changes.add(_upsert(connection.dialect.name), values)
+    changes.add(_upsert(changes.dialect), values)
 
 
 def forget(connection: Connection, run_ids: list[RunId]) -> None:
