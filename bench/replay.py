@@ -13,7 +13,7 @@ from bench.measuring.against import ratios, versions
 from bench.measuring.charts import Chart
 from bench.measuring.load import Reader, Request
 from bench.measuring.reading import repeated, settle
-from bench.measuring.results import Chapter, Goal, at_least, at_most, table
+from bench.measuring.results import Chapter, Goal, at_least, at_most, below, table
 from bench.measuring.rounds import (
     Figures,
     Measurement,
@@ -25,6 +25,7 @@ from bench.measuring.rounds import (
 )
 from bench.options import Options
 from bench.yardsticks.local import CEILING, EMPTY
+from bench.yardsticks.published import DURABLE_STREAMS
 
 EVENTS, QUICK_EVENTS = 10_000, 2_000
 READERS, QUICK_READERS = (1, 10, 100), (1, 10)
@@ -209,14 +210,23 @@ def goals(results: Results, readers: int) -> list[Goal]:
              results.ratio(rate, own, ("nchan", whole)), at_least(100), "× nchan"),
         Goal("the same", "≥ 500 × the retired server's 72 µs per event", retired, at_least(500),
              "× the retired server"),
-        Goal(f"resume {LAST} from the end: CPU", "≤ 2 × an empty raw ASGI reply",
+        Goal(f"resume {LAST} from the end: CPU", "≤ 40 µs",
+             results.middle(*end, cpu), at_most(40), "µs"),
+        Goal("the same", f"< {DURABLE_STREAMS.name}",
+             results.ratio(cpu, end, (DURABLE_STREAMS.name, END)), below(1),
+             f"× {DURABLE_STREAMS.name}"),
+        Goal("the same", "≤ 2 × an empty raw ASGI reply",
              results.ratio(cpu, end, (EMPTY.name, EMPTY_REPLY)), at_most(2), "× empty reply"),
         Goal("the same: first byte p99 at 16 connections", "≤ 2 ms",
              results.middle(*end, "first byte p99 ms"), at_most(2), "ms"),
         *(
-            Goal(f"{name}, cold: CPU of the first replay", "≤ 4 ms",
-                 None if (us := results.middle(name, COLD, cpu)) is None else us / 1000,
-                 at_most(4), "ms")
+            goal
             for name in (Reattach().name, Following.name)
+            for goal in (
+                Goal(f"{name}, cold: CPU of the first replay", "≤ 4,000 µs",
+                     results.middle(name, COLD, cpu), at_most(4000), "µs"),
+                Goal("the same: first byte p50", "≤ 2 ms",
+                     results.middle(name, COLD, "first byte p50 ms"), at_most(2), "ms"),
+            )
         ),
     ]  # fmt: skip

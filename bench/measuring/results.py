@@ -47,6 +47,10 @@ def at_most(bound: float) -> Callable[[float], bool]:
     return lambda value: value <= bound
 
 
+def below(bound: float) -> Callable[[float], bool]:
+    return lambda value: value < bound
+
+
 def at_least(bound: float) -> Callable[[float], bool]:
     return lambda value: value >= bound
 
