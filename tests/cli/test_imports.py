@@ -17,6 +17,10 @@ STORES = frozenset({"sqlalchemy", "sqlite3"})
 NEVER = frozenset({"alembic", "anthropic", "mcp", "openai", "psycopg", "pydantic_ai", "redis"})
 """Parts that a plain start needs in no command."""
 
+UNUSED = frozenset(
+    {"httpx2", "pydantic.v1", "rich.pretty", "sqlalchemy.dialects.postgresql", "xml"}
+)
+"""Parts that a server on SQLite does not need to answer requests for its health."""
 
 IMPORTED = r"^import time: +\d+ \| +\d+ \| +([\w.]+)"
 
@@ -89,7 +93,7 @@ def test_a_server_that_has_answered_has_imported_only_what_it_needed(tmp_path: P
     names = {*found, *(name.partition(".")[0] for name in found)}
 
     assert names >= SERVER | STORES
-    assert names & (NEVER | {"httpx2", "rich.pretty", "sqlalchemy.dialects.postgresql"}) == set()
+    assert names & (NEVER | UNUSED) == set()
 
 
 def test_models_that_describe_an_api_are_built_when_it_is_described() -> None:

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol, TypeVar
-from xml.sax.saxutils import escape, quoteattr
 
 from reattach.domain.ids import new_message_id
+from reattach.domain.markup import escape, quoted
 from reattach.domain.messages import Message, Role, TextPart
 
 DEFAULT_SYSTEM: Final = (
@@ -55,7 +55,7 @@ def with_skills(system: str, skills: Iterable[Skill]) -> str:
     The same arguments always give the same text, so that providers can cache the prompt.
     """
     rendered = "\n".join(
-        f"<skill name={quoteattr(one.name)} location={quoteattr(one.location)}>\n"
+        f"<skill name={quoted(one.name)} location={quoted(one.location)}>\n"
         f"{escape(one.description)}\n</skill>"
         for one in skills
     )
@@ -98,9 +98,9 @@ def blocks_in(shared: Sequence[SomeBlock], isolated: Sequence[SomeBlock]) -> lis
 
 
 def _block(block: MemoryBlock) -> str:
-    attributes = [f"label={quoteattr(block.label or '')}"]
+    attributes = [f"label={quoted(block.label or '')}"]
     if block.description:
-        attributes.append(f"description={quoteattr(block.description)}")
+        attributes.append(f"description={quoted(block.description)}")
     if block.limit is not None:
         attributes.append(f'chars_limit="{block.limit}"')
     if block.read_only:

@@ -1,9 +1,10 @@
 """Libraries that import more than a server uses of them, imported without the rest."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,10 +22,16 @@ def import_structlog() -> None:
 def import_fastapi() -> None:
     """Import FastAPI without building the 50 models with which it describes an API.
 
-    They are built when the description is asked for. Call it as ``import_structlog``.
+    They are built when the description is asked for. Nor does FastAPI import ``pydantic.v1`` to see
+    whether arguments of routes are models of it: before others have imported it, there are none.
+
+    Call it as ``import_structlog``.
     """
     with _models_built_on_first_use():
         import_module("fastapi")
+    utils: Any = import_module("fastapi.utils")
+    look: Callable[[Any], bool] = utils.annotation_is_pydantic_v1
+    utils.annotation_is_pydantic_v1 = lambda type_: "pydantic.v1" in sys.modules and look(type_)
 
 
 @contextmanager
