@@ -50,6 +50,13 @@ class Disk:
     """The name of the thread of each commit, including those that failed."""
     fails_in_loop: bool = False
     """Commits of the event loop fail."""
+    commit_seconds: float = 0.0
+    """How long a commit takes by the clock of the writer."""
+    now: float = 1000.0
+    """The clock of the writer, where a test says so."""
+
+    def monotonic(self) -> float:
+        return self.now
 
     def connect(self, path: str) -> sqlite3.Connection:
         disk = self
@@ -59,6 +66,7 @@ class Disk:
                 if sql.startswith("INSERT INTO log_journal"):
                     thread = threading.current_thread()
                     disk.committing.append(thread.name)
+                    disk.now += disk.commit_seconds
                     if disk.fails_in_loop and thread is threading.main_thread():
                         raise sqlite3.OperationalError("database is locked")
                 if disk.broken is not None and sql.startswith(disk.broken):
@@ -79,6 +87,9 @@ class Disk:
 
     async def open_log(self, sizes: Sizes = SIZES) -> SqliteLog:
         return await SqliteLog.open_file(self.path, sizes=sizes, connect=self.connect)
+
+    def wal_is_empty(self) -> bool:
+        return self.path.with_name("log.db-wal").stat().st_size == 0
 
     def query(self, sql: str) -> Any:
         with closing(sqlite3.connect(self.path)) as connection:
@@ -194,14 +205,45 @@ async def test_a_commit_that_fails_in_the_event_loop_is_made_by_the_thread(
     await log.aclose()
 
 
-async def test_the_thread_commits_after_a_slow_commit_in_the_event_loop(
-    disk: Disk, at_once: SqliteLog, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_slow_disk_takes_a_hundredth_of_the_event_loops_time(
+    disk: Disk, at_once: SqliteLog, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    monkeypatch.setattr(writer, "_SLOW_SECONDS", 0.0)
-    monkeypatch.setattr(writer, "_SLOW_DISK_SECONDS", 3600.0)
-    await append(at_once, "run", Token(1), 1, FRAMES[:2])
-    await append(at_once, "run", Token(1), 3, FRAMES[2:4])
-    assert disk.committing == [LOOP, THREAD]
+    monkeypatch.setattr(writer, "time", disk)
+
+    async def append_one() -> str:
+        """Append, and return the name of the thread that tried it first."""
+        disk.committing.clear()
+        seq = (await at_once.head("run")).last_seq + 1
+        await append(at_once, "run", Token(1), seq, FRAMES[:1])
+        return disk.committing[0]
+
+    disk.fails_in_loop = fails
+    disk.commit_seconds = 0.1
+    assert await append_one() == LOOP
+    disk.now += 9.7
+    assert await append_one() == THREAD
+    disk.now += 0.3
+    disk.commit_seconds = 5.0
+    assert await append_one() == LOOP
+    disk.now += 54.0
+    assert await append_one() == THREAD
+    disk.now += 2.0
+    assert await append_one() == LOOP
+
+
+async def test_the_event_loop_does_not_begin_the_wal_anew(disk: Disk) -> None:
+    """SQLite waits then until the disk has the head of the WAL, whatever the durability."""
+    log = await disk.open_log(replace(AT_ONCE, idle_seconds=0.05))
+    await log.open("run", Token(1))
+    for seq in (1, 4):
+        await append(log, "run", Token(1), seq, FRAMES[:1])
+        await append(log, "run", Token(1), seq + 1, FRAMES[:1])
+        await until(lambda: disk.wal_is_empty() and not log._writer._in_thread)
+        disk.committing.clear()
+        await append(log, "run", Token(1), seq + 2, FRAMES[:1])
+        assert disk.committing == [THREAD]
+    await log.aclose()
 
 
 @pytest.mark.promise("P2")

@@ -269,7 +269,7 @@ class Folding:
         SQLite waits for the disk to have the copy only when it begins the WAL anew. Most of that is
         done here, before appends wait for it.
         """
-        content_bytes = await self._read_pool.call(tables.checkpoint)
+        content_bytes = await self._copy_wal()
         if content_bytes > _RESTART_SHARE * self._sizes.checkpoint_bytes:
             await self._read_pool.run(self._file.sync)
             await self._writer.perform(tables.restart_wal, in_transaction=False)
@@ -279,12 +279,19 @@ class Folding:
 
         Most of it is copied beside the writer. The writer then copies the rest and truncates it.
         """
-        await self._read_pool.call(tables.checkpoint)
+        await self._copy_wal()
         await self._read_pool.run(self._file.sync)
         if await self._writer.perform(tables.truncate_wal, in_transaction=False):
             self._wal.note_emptied()
         else:
             self._wal.note_busy()
+
+    async def _copy_wal(self) -> int:
+        """Copy the WAL beside the writer, and return the bytes of its content."""
+        content_bytes, is_whole = await self._read_pool.call(tables.checkpoint)
+        if is_whole:
+            self._writer.note_copied_wal()
+        return content_bytes
 
     def _should_prune(self) -> bool:
         count = self._prunable_rows

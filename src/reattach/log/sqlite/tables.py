@@ -155,14 +155,15 @@ def uncertain_before(connection: sqlite3.Connection) -> int:
     return int(found[0])
 
 
-def checkpoint(connection: sqlite3.Connection) -> int:
+def checkpoint(connection: sqlite3.Connection) -> tuple[int, bool]:
     """Copy as much of the WAL into the database as possible without blocking anybody.
 
-    Return the bytes of the WAL's content, whatever the size of its file.
+    Return the bytes of the WAL's content, whatever the size of its file, and whether all of it was
+    copied.
     """
-    (_, pages, _) = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    (_, pages, copied) = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
-    return int(pages * page_bytes)
+    return int(pages * page_bytes), copied == pages
 
 
 def restart_wal(connection: sqlite3.Connection) -> bool:

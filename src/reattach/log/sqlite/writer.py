@@ -31,8 +31,12 @@ _BATCH_BYTES: Final = 4 * 1024 * 1024
 _SLOW_SECONDS: Final = 0.01
 """A commit in the event loop that takes longer was held up by the disk."""
 
-_SLOW_DISK_SECONDS: Final = 1.0
-"""How long the thread commits everything after that, so that such a disk rarely delays the loop."""
+_SLOW_DISK_FACTOR: Final = 100
+"""For how many times as long the thread commits everything after that, so that a slow disk takes at
+most a hundredth of the loop's time."""
+
+_SLOW_DISK_SECONDS: Final = 60.0
+"""The longest time for which the thread does so after one slow commit."""
 
 Work = Callable[[sqlite3.Connection], object]
 
@@ -83,6 +87,9 @@ class Writer:
         self._at_once_bytes = at_once_bytes
         self._thread_until = 0.0
         """Until then the thread commits everything, because the disk is slow."""
+        self._begins_wal = True
+        """The next commit may write the head of a WAL that begins anew. Whatever the durability,
+        SQLite waits until the disk has it."""
         self._in_thread = 0
         """The number of items that the thread was handed and has not reported."""
         self._queue: SimpleQueue[list[Operation] | _Job] = SimpleQueue()
@@ -115,7 +122,9 @@ class Writer:
 
     def _commit_at_once(self, batch: list[Operation]) -> bool:
         """Commit the operations in the event loop and return True, if that does not hold it up."""
-        if self._in_thread or self._durability == "power" or self._synced_runs:
+        if self._in_thread or self._begins_wal:
+            return False
+        if self._durability == "power" or self._synced_runs:
             return False
         began = time.monotonic()
         if began < self._thread_until:
@@ -127,13 +136,24 @@ class Writer:
             journal.insert_row(self._loop_connection, self._next_row, packed)
         except Exception:  # noqa: BLE001 - The thread tries again, and reports the failure.
             return False
-        if time.monotonic() - began > _SLOW_SECONDS:
-            self._thread_until = began + _SLOW_DISK_SECONDS
+        finally:
+            self._note_duration(began)
         row = self._next_row
         self._next_row += 1
         self._submitted = []
         self._on_committed(batch, row, len(packed))
         return True
+
+    def _note_duration(self, began: float) -> None:
+        """Let the thread commit for a while if the commit in the loop took long."""
+        ended = time.monotonic()
+        if ended - began > _SLOW_SECONDS:
+            pause = min(_SLOW_DISK_FACTOR * (ended - began), _SLOW_DISK_SECONDS)
+            self._thread_until = ended + pause
+
+    def note_copied_wal(self) -> None:
+        """Note that the WAL was copied as a whole, so the next commit begins it anew."""
+        self._begins_wal = True
 
     async def perform(
         self, work: Work, *, in_transaction: bool = True, is_last: bool = False
@@ -216,6 +236,7 @@ class Writer:
     def _report(self, batch: list[Operation], items: int, row: int, size_bytes: int) -> None:
         """Report a commit of the thread, in the loop."""
         self._in_thread -= items
+        self._begins_wal = False
         self._on_committed(batch, row, size_bytes)
 
     def _write(self, connection: sqlite3.Connection, packed: bytes, deleted: list[int]) -> None:
@@ -262,6 +283,8 @@ class Writer:
     def _finish(self, job: _Job, result: object, error: Exception | None) -> None:
         """Report the outcome of a job, in the loop."""
         self._in_thread -= 1
+        if not job.in_transaction:  # It may have emptied the WAL.
+            self.note_copied_wal()
         settle(job.done, result, error)
 
     def _durability_of(self, batch: list[Operation]) -> Durability:
