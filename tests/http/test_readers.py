@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,15 @@ def name(user_agent: str) -> str:
 )
 def test_the_name_of_a_client_is_short_and_printable(user_agent: str, shown: str) -> None:
     assert name(user_agent) == shown
+
+
+def test_names_of_clients_keep_little_memory_however_long_their_headers_are() -> None:
+    tracemalloc.start()
+    for number in range(300):
+        assert name(f"{number}/1 {'x' * 50_000}") == f"{number}/1"
+    kept_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept_bytes < 1_000_000
 
 
 def test_a_client_without_a_name_has_an_empty_one() -> None:

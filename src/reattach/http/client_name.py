@@ -7,6 +7,8 @@ from typing import Final
 from starlette.types import Scope
 
 MAX_CLIENT_CHARS: Final = 60
+_READ_BYTES: Final = 400
+"""Bytes of the header that are looked at. The rest must not stay in the cache."""
 
 _BROWSERS: Final = (
     ("Edg", "Edge"),
@@ -29,14 +31,14 @@ def client_of(scope: Scope) -> str:
     """
     for name, value in scope["headers"]:
         if name == b"user-agent":
-            return _name_of(value)
+            return _name_of(value[:_READ_BYTES])
     return ""
 
 
 @lru_cache(maxsize=512)
 def _name_of(user_agent: bytes) -> str:
     """Return the name in a ``User-Agent``. Cached, so that thousands of readers share one text."""
-    text = user_agent[:400].decode("ascii", "replace")
+    text = user_agent.decode("ascii", "replace")
     text = "".join(char for char in text if char.isascii() and char.isprintable())
     if text.startswith("Mozilla/"):
         for token, browser in _BROWSERS:
