@@ -17,13 +17,14 @@ from reattach.domain.messages import Role
 from reattach.log.base import Log, RunWriter
 from reattach.records.base import Run
 from reattach.runs import service as service_module
+from reattach.runs.attempts.policy import CONTINUES, ContinuePolicy
 from reattach.runs.upkeep.schedule import upkeep
 from tests.support.clocks import LeapClock
 from tests.support.engines import EndlessEngine, SteppedEngine
 from tests.support.faulty_stores import Faults, FaultyLog, Gate, Life, Outage
 from tests.support.in_process_readers import Reader
 from tests.support.received import answer, end_of
-from tests.support.stores import Stores, eventually
+from tests.support.stores import ENDS_RUNS, Stores, eventually
 
 TEXT = "one two three"
 
@@ -208,6 +209,32 @@ async def test_a_run_whose_conversation_cannot_be_read_ends_at_once_with_an_erro
     assert end == {"stop_reason": "error", "error_type": "internal_error"}
     assert (await stores.run(run)).status is RunStatus.FAILED
     assert await stores.kept(conversation) == []
+
+
+@pytest.mark.promise("P19")
+@pytest.mark.parametrize("policy", [CONTINUES, ENDS_RUNS], ids=["goes on", "ends"])
+async def test_a_run_whose_steps_cannot_be_noted_for_too_long_is_taken_up_when_the_store_is_back(
+    stores: Stores, policy: ContinuePolicy
+) -> None:
+    outage = Outage("runs.note")
+    service = stores.service_upon(outage, clock=LeapClock(), policy=policy)
+    run = await service.send(stores.send(await stores.conversation(), "[chunks=3][steps=3]"))
+    async with Reader(service, run) as reader:
+        await reader.until_seq(3)
+        async with asyncio.timeout(10):
+            await service.wait_until_settled(run)
+        assert (await stores.run(run)).status.is_active
+        assert "stop_reason" not in reader.received.kinds
+        outage.down = set()
+        await service.recover()
+        received = await reader.to_end()
+    assert received.frames == await stores.frames(run)
+    if policy is CONTINUES:
+        assert received.end() == {"stop_reason": "end_turn", "error_type": None}
+        assert received.text == "".join(f"t{number} " for number in range(9))
+    else:
+        assert received.end() == {"stop_reason": "error", "error_type": "internal_error"}
+        assert received.text == "t0 t1 t2 "
 
 
 async def test_a_send_never_hangs_because_of_a_fault_of_the_records(stores: Stores) -> None:

@@ -305,6 +305,8 @@ class RunDriver:
         error = engine_task.exception()
         if isinstance(error, FencedError):
             raise error
+        if isinstance(error, StoreUnavailableError) and self._first_turn is not None:
+            raise error  # The run is given up, and goes on when the records answer.
         return machine.finish() if error is None else self._fail(error)
 
     async def _stop(self, engine_task: asyncio.Task[None]) -> None:
