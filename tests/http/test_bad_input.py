@@ -26,7 +26,9 @@ from reattach.wire.dialects.openai_items import response_id
 from tests.support import tool_functions
 from tests.support.asgi_server import Server, serving
 
-pytestmark = pytest.mark.slow
+# At the usual limit, which a busy machine reaches, the alarm interrupts whatever runs: often the
+# server in the same process, which then answers 500 or breaks a stream off.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 LONG = "x" * 20_000
 QUERY_VALUES = [
