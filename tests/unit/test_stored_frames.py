@@ -15,7 +15,7 @@ import pytest
 from reattach.domain.errors.stores import LogDamagedError
 from reattach.domain.ids import Seq, Token
 from reattach.log.base import Log
-from reattach.log.sqlite import stored_frames
+from reattach.log.sqlite import read_pool, stored_frames
 from reattach.log.sqlite.log import Sizes, SqliteLog
 from tests.support.live_server import WAIT_SECONDS
 from tests.support.log_stores import SMALL
@@ -25,20 +25,20 @@ SIZES = replace(SMALL, closed_runs_bytes=1024 * 1024)
 
 
 class Asked:
-    """Counts the questions to the file."""
+    """Counts the questions to the file that a thread answers."""
 
     count = 0
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    counts, query = Asked(), SqliteLog._query
+    counts, query = Asked(), SqliteLog.query
 
     async def counted(self: SqliteLog, work: Callable[[sqlite3.Connection], Any]) -> Any:
         counts.count += 1
         return await query(self, work)
 
-    monkeypatch.setattr(SqliteLog, "_query", counted)
+    monkeypatch.setattr(SqliteLog, "query", counted)
     return counts
 
 
@@ -74,30 +74,56 @@ async def all_slices(log: Log, after: int = 0) -> list[bytes]:
     return pieces
 
 
-async def test_the_second_slice_loads_the_rest_of_the_run_for_all_readers(
+async def test_the_first_reader_of_a_run_keeps_nothing_and_needs_no_thread(
     tmp_path: Path, asked: Asked
 ) -> None:
     log = await opened_again(tmp_path / "log.db")
     async with log.follow("run") as tail:
         asked.count = 0
-        first = await piece(log, 0)
-        assert tail.size_bytes == 0
-        await piece(log, 50)
-        assert (tail.first_seq, tail.size_bytes) == (1, sum(map(len, FRAMES)))
-        assert asked.count == 2  # A slice, and everything.
         assert b"".join(await all_slices(log)) == b"".join(FRAMES)
-        assert (await all_slices(log))[0] == first
-    assert asked.count == 2
+        assert (tail.size_bytes, asked.count) == (0, 0)
     await log.aclose()
 
 
-async def test_the_first_reader_of_the_last_events_loads_nothing_else(tmp_path: Path) -> None:
+async def test_the_second_slice_of_a_second_reader_loads_the_run_for_all_readers(
+    tmp_path: Path, asked: Asked
+) -> None:
+    log = await opened_again(tmp_path / "log.db")
+    async with log.follow("run") as tail:
+        asked.count = 0
+        first = await log.read("run", Seq(0), max_bytes=500, max_events=1000)
+        assert await piece(log, 0) == first.frames
+        assert tail.size_bytes == 0
+        await piece(log, first.last_seq)
+        assert (tail.first_seq, tail.size_bytes) == (1, sum(map(len, FRAMES)))
+        assert b"".join(await all_slices(log)) == b"".join(FRAMES)
+        assert (await all_slices(log))[0] == first.frames
+    assert asked.count == 1  # For everything.
+    await log.aclose()
+
+
+async def test_on_a_slow_disk_the_first_reader_loads_the_run_in_a_thread(
+    tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = await opened_again(tmp_path / "log.db")
+    monkeypatch.setattr(read_pool, "_SLOW_SECONDS", 0.0)
+    async with log.follow("run") as tail:
+        asked.count = 0
+        assert b"".join(await all_slices(log)) == b"".join(FRAMES)
+        assert asked.count == 2  # A slice, and everything.
+        assert tail.size_bytes == sum(map(len, FRAMES))
+    await log.aclose()
+
+
+async def test_readers_of_the_last_events_load_nothing_else_unless_there_are_several(
+    tmp_path: Path,
+) -> None:
     log = await opened_again(tmp_path / "log.db")
     sizes = []
-    for _ in range(2):
+    for _ in range(3):
         assert await piece(log, len(FRAMES) - 2) == b"".join(FRAMES[-2:])
         sizes.append(log.runs["run"].tail.size_bytes)
-    assert sizes == [0, sum(map(len, FRAMES))]
+    assert sizes == [0, 0, sum(map(len, FRAMES))]
     await log.aclose()
 
 
@@ -124,7 +150,7 @@ async def test_a_run_that_cannot_be_loaded_is_read_slice_by_slice(
         expected = FRAMES[-1]
     async with log.follow("run") as tail:
         after = 0 if expected != FRAMES[-1] else len(FRAMES) - 1
-        for _ in range(2):
+        for _ in range(3):
             assert b"".join(await all_slices(log, after)) == expected
         assert tail.size_bytes == 0
     await log.aclose()

@@ -88,7 +88,7 @@ class SqliteLog(Log):
         self._next_number = recovered.next_number
         self._closed_runs: ClosedRuns[RunState] = ClosedRuns(sizes.closed_runs_bytes)
         self._look_ups = SingleFlight[str, None]("log look-up")
-        self._stored_frames = StoredFrames(self._query, self._closed_runs, self._evict)
+        self._stored_frames = StoredFrames(self, self._closed_runs, self._evict)
         self._read_pool = read_pool
         self._closing = False
         self._loop = asyncio.get_running_loop()
@@ -206,19 +206,16 @@ class SqliteLog(Log):
         run = await self.get(run_id)
         self._closed_runs.touch(run)
         if run.first_seq <= after_seq + 1 < run.tail.first_seq:
-            tail = await self._stored_frames.read_on(
+            piece = await self._stored_frames.slice(
                 run, after_seq, max_bytes=max_bytes, max_events=max_events
             )
         else:
-            tail = run.tail
+            piece = run.tail.slice(after_seq, max_bytes=max_bytes, max_events=max_events)
         if after_seq + 1 < run.first_seq:
             raise TrimmedError(run_id, run.first_seq)
-        if tail is None:
+        if piece is None:
             raise LogDamagedError(f"The log of {run_id} is damaged after event {after_seq}.")
-        piece = tail.slice(after_seq, max_bytes=max_bytes, max_events=max_events)
-        if tail is run.tail:
-            return piece
-        return run.tail.extended(piece, max_bytes=max_bytes, max_events=max_events)
+        return piece
 
     @asynccontextmanager
     async def follow(self, run_id: str) -> AsyncIterator[Tail]:
@@ -264,7 +261,7 @@ class SqliteLog(Log):
     @override
     async def inventory(self, cursor: str | None, *, limit: int) -> Inventory:
         after_number = int(cursor or 0)
-        stored = await self._query(partial(tables.runs_after, number=after_number, limit=limit))
+        stored = await self.query(partial(tables.runs_after, number=after_number, limit=limit))
         # Memory has every open run, and is newer than the tables.
         found = {run.number: LogEntry(run.run_id, run.closed) for run in stored}
         for run in self.runs.values():
@@ -319,7 +316,7 @@ class SqliteLog(Log):
 
     async def _look_up(self, look: Callable[[sqlite3.Connection], StoredRun | None]) -> None:
         """Load the run that ``look`` finds in the file into memory, if there is one."""
-        self._load(await self._query(look))
+        self._load(await self.query(look))
 
     def _load(self, stored: StoredRun | None) -> RunState | None:
         if stored is None:
@@ -330,12 +327,13 @@ class SqliteLog(Log):
 
     async def _find_damaged(self, run_id: str) -> RunState | None:
         """Return a run that can only be deleted, because its row is damaged."""
-        number = await self._query(partial(tables.number_of, run_id=run_id))
+        number = await self.query(partial(tables.number_of, run_id=run_id))
         if number is not None and run_id not in self.runs:
             self.runs[run_id] = RunState(number, run_id, Token(0), Tail())
         return self.runs.get(run_id)
 
-    async def _query(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def query(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run ``work`` over a connection of a thread. Raises StoreUnavailableError."""
         if self._closing:
             raise StoreUnavailableError(CLOSING)
         try:
@@ -366,10 +364,14 @@ class SqliteLog(Log):
         if not in_chunks:
             return True
         size_bytes = sum(map(len, frames[:in_chunks]))
-        tail = await self._stored_frames.read(
+        tail = await self._stored_frames.tail(
             run, first_seq - 1, max_bytes=size_bytes, max_events=in_chunks
         )
         return tail is not None and tail.holds(first_seq, frames[:in_chunks])
+
+    def try_at_once(self, work: Callable[[sqlite3.Connection], T]) -> tuple[T] | None:
+        """Run short ``work`` in the event loop; None if that could hold it up."""
+        return self._read_pool.try_at_once(work)
 
     def write(self, run: RunState, change: Change) -> "asyncio.Future[None]":
         """Write ``change``; the future is done when it is on disk and applied to the run."""

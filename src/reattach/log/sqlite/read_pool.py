@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
@@ -11,6 +12,13 @@ T = TypeVar("T")
 
 _THREADS: Final = 2
 """A read of 64 KiB takes a third of a millisecond. With two threads a slow one does not block."""
+
+_SLOW_SECONDS: Final = 0.005
+"""A slice takes 30 µs where the system has the file in memory. One that takes longer than this was
+held up by the disk."""
+
+_SLOW_DISK_SECONDS: Final = 1.0
+"""How long slices are read in threads after that, so that such a disk rarely delays the loop."""
 
 
 class ReadPool:
@@ -25,6 +33,8 @@ class ReadPool:
         self._connect = connect
         self.loop_connection = connect()
         self.loop_connection.execute("PRAGMA busy_timeout = 0")
+        self._threads_until = 0.0
+        """Until then slices are read in threads, because the disk is slow."""
         self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="reattach-log-reader")
 
@@ -45,6 +55,22 @@ class ReadPool:
         It never waits for a lock, and raises sqlite3.Error instead.
         """
         return work(self.loop_connection)
+
+    def try_at_once(self, work: Callable[[sqlite3.Connection], T]) -> tuple[T] | None:
+        """Run ``work``, which reads a slice, in the event loop, and return its result in a tuple.
+
+        None if it has to wait for a lock, or if the disk held up such work a moment ago.
+        """
+        began = time.monotonic()
+        if began < self._threads_until:
+            return None
+        try:
+            result = work(self.loop_connection)
+        except sqlite3.Error:  # A thread may wait for a lock, and reports what is wrong.
+            return None
+        if time.monotonic() - began > _SLOW_SECONDS:
+            self._threads_until = began + _SLOW_DISK_SECONDS
+        return (result,)
 
     async def aclose(self) -> None:
         await asyncio.get_running_loop().run_in_executor(None, self._close)

@@ -60,7 +60,10 @@ class RunState:
     may_be_loaded: bool = True
     """No load of its stored frames into the tail has been tried."""
     is_load_due: bool = False
-    """A slice of the closed run was read from the chunks, so the next one loads all of them."""
+    """Two readers read the closed run from the chunks, or its disk is slow, so the next slice loads
+    all of them."""
+    read_until_seq: Seq | None = None
+    """Where the last slice that was read from the chunks ended; None: none was."""
     first_row: int | None = None
     """The first journal row with a change of this run that is not folded."""
     first_row_of_rest: int | None = None

@@ -19,7 +19,7 @@ from reattach.domain.errors import StartupError
 from reattach.domain.ids import Seq, Token
 from reattach.log.frames import pack_numbers, unpack_numbers
 from reattach.log.sqlite.journal import HIGHEST_NUMBER, HIGHEST_SEQ
-from reattach.log.tail import Tail
+from reattach.log.tail import Slice, Tail
 
 logger = structlog.get_logger(__name__)
 
@@ -365,20 +365,49 @@ def highest_number(connection: sqlite3.Connection) -> int:
     return int(number)
 
 
-_CHUNKS: Final = (
+_CHUNK: Final = (
     "SELECT CASE typeof(first_seq) WHEN 'integer' THEN first_seq END,"
     " CASE typeof(last_seq) WHEN 'integer' THEN last_seq END,"
     " CASE typeof(ends) WHEN 'blob' THEN ends END,"
     " CASE typeof(frames) WHEN 'blob' THEN frames END"
-    " FROM log_chunk WHERE number = ? AND first_seq >="
-    " (SELECT max(first_seq) FROM log_chunk WHERE number = ? AND first_seq <= ?)"
+    " FROM log_chunk WHERE number = ? AND first_seq "
+)
+"""Values of another type are NULL."""
+
+_FROM: Final = (
+    ">= (SELECT max(first_seq) FROM log_chunk WHERE number = ? AND first_seq <= ?)"
     " ORDER BY first_seq"
 )
-"""The chunk with a given frame and those after it. Values of another type are NULL."""
+"""Of the chunk with a given frame, and of those after it."""
+
+_ENOUGH: Final = 0.75
+"""The part of its most bytes at which a chunk is a whole slice, and the next one is not read for
+the few frames that would still fit."""
 
 
 _SIZE: Final = "SELECT sum(length(frames)) FROM log_chunk WHERE number = ?"
 """It reads no frames: SQLite knows the length of a value without its bytes."""
+
+
+def read_slice(
+    connection: sqlite3.Connection, number: int, after_seq: Seq, *, max_bytes: int, max_events: int
+) -> Slice | None:
+    """Return the frames from ``after_seq + 1`` on in the chunks, within the bounds of ``Log.read``.
+
+    None if the chunks do not contain that frame, or the chunk with it is damaged.
+    """
+    for row in connection.execute(_CHUNK + "= ?", (number, after_seq + 1)).fetchall():
+        chunk = _whole_chunk(*row)
+        if (
+            chunk is not None
+            and _ENOUGH * max_bytes <= len(chunk.frames) <= max_bytes
+            and len(chunk.ends) <= max_events
+        ):
+            return Slice(chunk.first_seq, chunk.last_seq, chunk.frames)
+    tail = load_tail(connection, number, after_seq, max_bytes=max_bytes, max_events=max_events)
+    if tail is None:
+        return None
+    return tail.slice(after_seq, max_bytes=max_bytes, max_events=max_events)
 
 
 def load_tail(
@@ -388,7 +417,7 @@ def load_tail(
 
     None if the chunks do not contain that frame, or the chunk with it is damaged.
     """
-    rows = connection.execute(_CHUNKS, (number, number, after_seq + 1))
+    rows = connection.execute(_CHUNK + _FROM, (number, number, after_seq + 1))
     tail: Tail | None = None
     for row in rows:
         chunk = _whole_chunk(*row)
