@@ -7,7 +7,7 @@ from reattach.domain.ids import Seq
 # Logs and readers.
 
 REPLAY_SLICE_BYTES: Final = 64 * 1024
-"""One write of a replay. Larger writes copy no faster, and smaller ones cost more calls."""
+"""One write of a replay that is copied or read from the store. A client that stalls holds it."""
 
 REPLAY_SLICE_EVENTS: Final = 10_000
 """Events of one such write, unless the reader asks for fewer."""
@@ -28,7 +28,7 @@ KNOWN_TARGETS: Final = 1024
 """Runs that resumes find without a query: half a kilobyte for each."""
 
 REPLAY_TURN_BYTES: Final = 4 * REPLAY_SLICE_BYTES
-"""Bytes that a replay writes before it yields to the event loop."""
+"""Bytes that a replay writes before it yields to the event loop, at once if that needs no copy."""
 
 RUN_LOG_BYTES: Final = 64 * 1024 * 1024
 """The log of one run. A live run is held in memory, and an answer of this size is a fault."""

@@ -339,6 +339,10 @@ class Cycle:
         size_bytes = sum(map(len, rest))
         if not self._chunked:
             last = b"".join((head, *rest))
+        elif size_bytes >= LARGE_WRITE_BYTES:
+            last = b""
+            begin = b"%b%x\r\n" % (head, size_bytes)
+            self._connection.writelines((begin, *rest, b"\r\n" + _LAST_CHUNK))
         elif size_bytes:
             last = b"".join((head, b"%x\r\n" % size_bytes, *rest, b"\r\n", _LAST_CHUNK))
         else:

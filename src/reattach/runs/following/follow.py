@@ -17,6 +17,7 @@ from reattach.domain.ids import Seq
 from reattach.domain.limits import (
     LOST_LOG_FIRST_SEQ,
     REPLAY_SLICE_BYTES,
+    REPLAY_TURN_BYTES,
     TOKEN_EXPIRING_SECONDS,
 )
 from reattach.log.base import Log, Slice, Tail, View
@@ -169,12 +170,13 @@ class Following:
         return piece
 
     def view(self) -> View | None:
-        """Return what ``read`` would, without waiting or copying; None if that is not possible.
+        """Return the next events without waiting or copying; None if that is not possible.
 
-        Moves the cursor.
+        They are a whole turn of a replay: fewer writes wake the client less often, and what it has
+        not read yet is in shared memory. Moves the cursor.
         """
         piece = self._tail.view(
-            self.cursor, max_bytes=REPLAY_SLICE_BYTES, max_events=self._max_events
+            self.cursor, max_bytes=REPLAY_TURN_BYTES, max_events=self._max_events
         )
         if piece is not None:
             self.cursor = piece.last_seq
