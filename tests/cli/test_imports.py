@@ -12,13 +12,23 @@ import pytest
 
 BOUND_SECONDS = 60.0
 
-SERVER = frozenset({"fastapi", "starlette", "uvicorn", "uvloop"})
+SERVER = frozenset({"fastapi", "starlette", "uvloop"})
 STORES = frozenset({"sqlalchemy", "sqlite3"})
-NEVER = frozenset({"alembic", "anthropic", "mcp", "openai", "psycopg", "pydantic_ai", "redis"})
+NEVER = frozenset(
+    {"alembic", "anthropic", "mcp", "openai", "psycopg", "pydantic_ai", "redis", "uvicorn"}
+)
 """Parts that a plain start needs in no command."""
 
 UNUSED = frozenset(
-    {"httpx2", "pydantic.v1", "rich.pretty", "sqlalchemy.dialects.postgresql", "xml"}
+    {
+        "click",
+        "httpx2",
+        "multiprocessing",
+        "pydantic.v1",
+        "rich.pretty",
+        "sqlalchemy.dialects.postgresql",
+        "xml",
+    }
 )
 """Parts that a server on SQLite does not need to answer requests for its health."""
 

@@ -8,13 +8,14 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from starlette.types import Message, Receive, Scope, Send
 
 from reattach.domain.errors.connection import TooManyConnectionsError
 from reattach.http.connection.capacity import Capacity
 from reattach.http.connection.protocol import Endpoint, HttpConnection, encode_error
+from reattach.http.connection.server_state import ServerState
 from reattach.http.connection.states import State, Timeouts
 from reattach.http.connection.watch import Watch
 from reattach.http.stream.body import CONNECTION_EXTENSION, Connection
@@ -118,14 +119,6 @@ NEXT: Final[Mapping[State, frozenset[State]]] = {
     State.CLOSED: frozenset({State.CLOSED}),
 }
 """The states that may follow each state."""
-
-
-@dataclass
-class ServerState:
-    total_requests: int = 0
-    connections: set[Any] = field(default_factory=set)
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    default_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 
 class Followed(HttpConnection):

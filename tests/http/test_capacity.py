@@ -7,12 +7,12 @@ import resource
 from pathlib import Path
 
 import pytest
-from uvicorn.server import ServerState
 
 from reattach.domain.errors.connection import TooManyConnectionsError
 from reattach.domain.ids import new_run_id
 from reattach.http.connection.capacity import Capacity
 from reattach.http.connection.refusals import Refusals
+from reattach.http.connection.server_state import ServerState
 from reattach.http.connection.states import Timeouts
 from reattach.http.connection.watch import Watch
 from reattach.http.middleware.pages import Pages

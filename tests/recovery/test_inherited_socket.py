@@ -135,11 +135,11 @@ async def test_a_server_that_exits_answers_those_it_accepted_and_leaves_others_t
         asyncio.timeout(WAIT_SECONDS),
     ):
         server = _InLoop(context, "", lambda _: ready.set())
-        serving = asyncio.create_task(server.serve(sockets=[inherited]))
+        serving = asyncio.create_task(server.serve(inherited))
         await ready.wait()
         address = listener.getsockname()
         reader, writer = await asyncio.open_connection(*address)
-        while not server.server_state.connections:
+        while not server.state.connections:
             await asyncio.sleep(0)
         await server._begin_drain()
         while not await is_left_to_the_next_server(listener):

@@ -46,7 +46,6 @@ _IMPORTED_BEFORE: Final = (
     "sqlalchemy.dialects.sqlite",
     "typer._adapters",
     "typer._click.decorators",
-    "uvicorn.lifespan.off",
     "uvloop",
 )
 """Modules that ``reattach serve`` imports when it runs, for five times the CPU of all the rest."""

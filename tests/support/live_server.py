@@ -406,7 +406,7 @@ class InLoop(_Server):
         self._url = "http://{}:{}".format(*listener.getsockname())
         ready = asyncio.Event()
         self._on_ready = lambda url: ready.set()
-        task = asyncio.create_task(self.serve(sockets=[listener]), name="serve")
+        task = asyncio.create_task(self.serve(listener), name="serve")
         try:
             async with asyncio.timeout(WAIT_SECONDS):
                 await ready.wait()
@@ -414,7 +414,7 @@ class InLoop(_Server):
         finally:
             if drains:  # As a signal does: streams that were left open end with their runs.
                 await self._context.runs.drain(0)
-            self.should_exit = True
+            self.stop()
             await asyncio.wait({task}, timeout=WAIT_SECONDS)
             listener.close()
 

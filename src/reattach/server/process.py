@@ -4,15 +4,12 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, nullcontext
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from functools import partial
-from types import FrameType
 from typing import Any, cast
 
 import structlog
-import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from reattach.diagnostics import Diagnostic
 from reattach.domain.errors import StartupError
@@ -21,13 +18,14 @@ from reattach.domain.limits import (
     CLOSE_SECONDS,
     FIRST_REQUEST_POLL_SECONDS,
     FIRST_REQUEST_SECONDS,
-    LISTEN_BACKLOG,
 )
 from reattach.engine.base import Engine
 from reattach.http.app import create_app
 from reattach.http.connection.capacity import Capacity
+from reattach.http.connection.forwarded import ForwardedHeaders
 from reattach.http.connection.protocol import Endpoint, HttpConnection, encode_error
 from reattach.http.connection.refusals import Refusals
+from reattach.http.connection.server_state import ServerState
 from reattach.http.connection.states import State, Timeouts
 from reattach.http.connection.watch import Watch
 from reattach.http.context import Context
@@ -39,6 +37,7 @@ from reattach.server.inherited import take_inherited
 from reattach.server.listener import listen, set_connection_options, url_of
 from reattach.server.metrics.child import ChildFigures
 from reattach.server.metrics.port import metrics_port
+from reattach.server.signals import capture_stop_signals
 from reattach.server.supervision import ShutdownCommand
 from reattach.settings import Settings
 
@@ -89,7 +88,7 @@ async def serve(
             listener = inherited or listen(settings.host, settings.port, shared=is_child)
             server = _Server(context, url_of(listener), on_ready, obeys=is_child)
             obeying = None if commands is None else asyncio.create_task(server.obey(commands))
-            await server.serve(sockets=[listener])
+            await server.serve(listener)
             if obeying is not None:
                 obeying.cancel()
 
@@ -119,8 +118,8 @@ async def _check(settings: Settings) -> Sequence[Diagnostic]:
     return await run_checks(settings, show=None, ask_models=False)
 
 
-class _Server(uvicorn.Server):
-    """A uvicorn server that drains before it closes its port.
+class _Server:
+    """Serves connections, and drains before it closes its port.
 
     While it drains, it serves open streams and accepts new readers; it refuses only new runs.
     """
@@ -134,43 +133,28 @@ class _Server(uvicorn.Server):
         obeys: bool = False,
     ) -> None:
         settings = context.settings
-        app = create_app(context, checks=partial(_check, settings))
+        self.app = app = create_app(context, checks=partial(_check, settings))
         watch = Watch(Timeouts(settings.stall_seconds))
         self._capacity = Capacity(
             watch, settings.max_connections, settings.max_connections_per_address
         )
-        # Inside the application, unlike in uvicorn: the fast path runs before it and needs no
-        # client address.
+        # Inside the application: the fast path runs before it and needs no client address.
         trusted = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
-        app.add_middleware(cast("Any", ProxyHeadersMiddleware), trusted_hosts=trusted)
-        super().__init__(
-            uvicorn.Config(
-                app,
-                proxy_headers=False,
-                http=cast("Any", self._new_protocol),
-                ws="none",
-                loop="uvloop",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                timeout_graceful_shutdown=CLOSE_SECONDS,
-                backlog=LISTEN_BACKLOG,
-                server_header=False,
-            )
-        )
+        app.add_middleware(cast("Any", ForwardedHeaders), trusted=trusted)
+        self.state = ServerState()
         meters = context.meters
         self._endpoint = Endpoint(
-            cast("ASGIApp", app), self.server_state, watch, self._capacity, meters, app.instant
+            cast("ASGIApp", app), self.state, watch, self._capacity, meters, app.instant
         )
         self._refusals = Refusals(
-            self.server_state,
+            self.state,
             Pages(settings.cors_origins).cors,
             self._capacity.most_refused,
             meters,
         )
         meters.add_source("reattach_connections", self._count_connections)
         meters.add_source("reattach_sent_bytes_total", self._count_sent_bytes)
-        connections = self.server_state.connections
+        connections = self.state.connections
         context.reports.process.connections = lambda: len(connections)
         self._context = context
         self._url = url
@@ -179,23 +163,38 @@ class _Server(uvicorn.Server):
         self._obeys = obeys
         self._loop = asyncio.get_running_loop()
         self._draining: asyncio.Task[None] | None = None
+        self._stopped = asyncio.Event()
+        self._hurry = asyncio.Event()
+        """Ends the wait for the last responses."""
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup([])
-        for listener in sockets or ():
-            acceptor = Acceptor(
-                listener,
-                self._new_protocol,
-                admit=self._admit,
-                release=self._release,
-                # Clients may have connected before the listener had these options.
-                prepare=set_connection_options if self._is_inherited else None,
-            )
-            acceptor.start()
-            self.servers.append(cast("asyncio.Server", acceptor))  # closed as such
+    async def serve(self, listener: socket.socket) -> None:
+        """Serve the clients of a listener until ``stop``, and close it."""
+        with self.capture_signals():
+            acceptor = self._start(listener)
+            await self._stopped.wait()
+            await self._close(acceptor, listener)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def capture_signals(self) -> AbstractContextManager[None]:
+        return capture_stop_signals(self._on_signal)
+
+    def _start(self, listener: socket.socket) -> Acceptor:
+        self.state.keep_date()
+        acceptor = Acceptor(
+            listener,
+            self._new_protocol,
+            admit=self._admit,
+            release=self._release,
+            # Clients may have connected before the listener had these options.
+            prepare=set_connection_options if self._is_inherited else None,
+        )
+        acceptor.start()
         logger.info("ready", url=self._url)
         if self._on_ready is not None:
             self._on_ready(self._url)
+        return acceptor
 
     def _new_protocol(self, client: Address) -> HttpConnection:
         return self._refusals.connection(client) or HttpConnection(self._endpoint, client)
@@ -206,7 +205,7 @@ class _Server(uvicorn.Server):
         except TooManyConnectionsError as error:
             self._context.meters.refused.add("connections")
             if not self._refusals.take(client, error):
-                return encode_error(error, self.server_state.default_headers)
+                return encode_error(error, self.state.default_headers)
         return None
 
     def _release(self, client: Address) -> None:
@@ -214,40 +213,44 @@ class _Server(uvicorn.Server):
             self._capacity.leave(client[0])
 
     def _count_connections(self) -> list[tuple[tuple[()], float]]:
-        return [((), len(self.server_state.connections))]
+        return [((), len(self.state.connections))]
 
     def _count_sent_bytes(self) -> list[tuple[tuple[()], float]]:
-        connections = cast("set[HttpConnection]", self.server_state.connections)
-        open_bytes = sum(connection.sent_bytes for connection in connections)
+        open_bytes = sum(connection.sent_bytes for connection in self.state.connections)
         return [((), self._context.meters.sent_bytes + open_bytes)]
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+    async def _close(self, acceptor: Acceptor, listener: socket.socket) -> None:
         """Stop accepting, let open requests end, and close."""
+        acceptor.close()
+        await acceptor.wait_closed()
         if self._is_inherited:
             await self._take_last_requests()
-        await super().shutdown(sockets)
+        listener.close()
+        await self.state.close(CLOSE_SECONDS, self._hurry)
 
     async def _take_last_requests(self) -> None:
-        """Leave new clients to the next server, and wait for the requests of those accepted here.
+        """Wait for the requests of clients that were accepted here; others get the next server.
 
         Closing their connections would reset requests that are on their way.
         """
-        for acceptor in self.servers:
-            acceptor.close()
-            await acceptor.wait_closed()
         until = self._loop.time() + FIRST_REQUEST_SECONDS
-        connections = cast("set[HttpConnection]", self.server_state.connections)
+        connections = self.state.connections
         while self._loop.time() < until and any(one.state is State.HEAD for one in connections):  # noqa: ASYNC110  a state has no event
             await asyncio.sleep(FIRST_REQUEST_POLL_SECONDS)
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Start the drain; the second signal cuts it short, and the third ends the process."""
+    def _on_signal(self) -> bool:
+        """Start the drain; the second signal cuts it short, and the third ends the process.
+
+        Returns whether the signal has its usual effect once the server is closed.
+        """
         if self._obeys:
             self._loop.call_soon_threadsafe(self._begin_drain)
         elif self._draining is not None and self._draining.done():
-            super().handle_exit(sig, frame)
+            self._loop.call_soon_threadsafe(self._hurry.set)
+            return True
         else:
             self._loop.call_soon_threadsafe(self._drain_or_hurry)
+        return False
 
     async def obey(self, commands: AsyncIterator[ShutdownCommand]) -> None:
         """Carry out commands until the first "hurry", which is the last one that has an effect."""
@@ -275,4 +278,4 @@ class _Server(uvicorn.Server):
         except asyncio.CancelledError:
             await self._context.runs.drain(0)
         finally:
-            self.should_exit = True
+            self.stop()

@@ -1,15 +1,44 @@
-"""Draining inside a foreign ASGI server, which ends the lifespan too late for that.
+"""The signals that stop a server: its own, or a foreign ASGI server in which Reattach is mounted.
 
 ASGI servers close their connections before they end the lifespan, so one open stream would block
-the shutdown forever. This module therefore handles the stop signals too.
+the shutdown forever. Reattach therefore handles the stop signals there too.
 """
 
 import asyncio
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Final
+
+_STOP: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def capture_stop_signals(handle: Callable[[], bool]) -> Iterator[None]:
+    """Call ``handle`` at each SIGTERM and SIGINT instead of their previous handlers.
+
+    Each signal for which it returned true is raised again on exit, for the previous handlers. Does
+    nothing outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    again: list[int] = []
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if handle():
+            again.append(number)
+
+    before = {number: signal.signal(number, on_signal) for number in _STOP}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for captured in reversed(again):
+        signal.raise_signal(captured)
 
 
 @contextmanager
@@ -21,7 +50,7 @@ def handle_stop_signals(begin: Callable[[], None]) -> Iterator[None]:
     """
     loop = asyncio.get_running_loop()
     replaced: dict[int, tuple[Any, Any]] = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOP:
         before = signal.getsignal(number)
         if callable(before):
             ours = _chained(before, loop, begin)

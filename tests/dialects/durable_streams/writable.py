@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -216,8 +215,6 @@ async def serving_streams(directory: Path) -> AsyncIterator[str]:
         server = InLoop(context, "", None)
         methods = ["GET", "HEAD", "PUT", "POST", "DELETE"]
         route = Route("/v1/stream/{name}", WritableStreams(context).answer, methods=methods)
-        app = server.config.app
-        assert isinstance(app, FastAPI)
-        app.router.routes.insert(0, route)
+        server.app.router.routes.insert(0, route)
         async with server.running(settings, drains=True):
             yield server._url

@@ -1,13 +1,12 @@
 """The connection as an asyncio protocol: parses requests, runs the application, enforces deadlines.
 
-``states`` has the rules. uvicorn provides the server around it (signals, start and stop, the set of
-open connections); nothing here depends on uvicorn's own HTTP code.
+``states`` has the rules, and ``server_state`` what all connections share.
 """
 
 import asyncio
 import socket
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, cast
+from typing import Final, Protocol, cast
 
 import structlog
 from starlette.types import ASGIApp
@@ -18,6 +17,7 @@ from reattach.domain.limits import CHUNKS_SLICE_BYTES, HELD_BYTES, MAX_REQUEST_B
 from reattach.http.connection.body import Body, ChunkedBody, LengthBody
 from reattach.http.connection.cycle import Cycle, Headers, response_head
 from reattach.http.connection.head import Head
+from reattach.http.connection.server_state import ServerState
 from reattach.http.connection.states import State
 from reattach.http.connection.watch import Queue, Watch
 from reattach.http.errors import error_response
@@ -29,15 +29,6 @@ logger = structlog.get_logger(__name__)
 
 _TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None)
 _TCP_CLOSE: Final = 7
-
-
-class ServerState(Protocol):
-    """The connections and tasks that uvicorn awaits when it stops."""
-
-    total_requests: int
-    connections: set[Any]
-    tasks: set[asyncio.Task[None]]
-    default_headers: list[tuple[bytes, bytes]]
 
 
 class Counted(Protocol):
@@ -189,7 +180,7 @@ class HttpConnection(asyncio.Protocol):
         if self._cycle is not None:
             self._cycle.notify_writable()
 
-    # Called by uvicorn.
+    # Called by the server.
 
     def shutdown(self) -> None:
         """Close as soon as the current response is complete."""
@@ -270,7 +261,6 @@ class HttpConnection(asyncio.Protocol):
         self._cycle = None
         self._enter(State.IDLE)
         self.write(response)
-        endpoint.state.total_requests += 1
         return data[length:]
 
     def _begin(self, head: Head) -> None:
@@ -376,7 +366,6 @@ class HttpConnection(asyncio.Protocol):
 
     def response_complete(self) -> None:
         """Continue with the next request, or close."""
-        self._endpoint.state.total_requests += 1
         cycle = self._cycle
         if cycle is None or self._transport.is_closing():
             self._enter(State.CLOSED)

@@ -13,7 +13,8 @@ from typing_extensions import override
 
 from reattach.domain.errors.connection import TooManyConnectionsError
 from reattach.domain.limits import REFUSED_SECONDS
-from reattach.http.connection.protocol import Endpoint, HttpConnection, ServerState
+from reattach.http.connection.protocol import Endpoint, HttpConnection
+from reattach.http.connection.server_state import ServerState
 from reattach.http.connection.states import State, Timeouts
 from reattach.http.connection.watch import Watch
 from reattach.http.errors import error_response

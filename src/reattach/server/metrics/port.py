@@ -1,25 +1,33 @@
 """A port that serves the metrics and nothing else, without a key."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Final
 
 import structlog
-import uvicorn
-from typing_extensions import override
+from starlette.types import ASGIApp
 
 from reattach.domain.errors import StartupError
+from reattach.domain.errors.connection import TooManyConnectionsError
 from reattach.http.api.metrics.response import metrics_app
+from reattach.http.connection.capacity import Capacity
+from reattach.http.connection.protocol import Endpoint, HttpConnection, encode_error
+from reattach.http.connection.server_state import ServerState
+from reattach.http.connection.states import Timeouts
+from reattach.http.connection.watch import Watch
 from reattach.http.middleware.loopback import is_loopback
 from reattach.meters.scrape import Workers
+from reattach.server.acceptor import Acceptor, Address
 from reattach.server.listener import listen, url_of
 from reattach.settings import Settings
 
 logger = structlog.get_logger(__name__)
 
-_MOST_REQUESTS: Final = 20
-"""Requests at a time; further ones get 503."""
+_MOST_CONNECTIONS: Final = 20
+"""Connections at a time. Idle ones give way to further ones, which get 503 otherwise."""
+
+_CLOSE_SECONDS: Final = 1.0
 
 
 @asynccontextmanager
@@ -48,33 +56,37 @@ async def metrics_port(
             "REATTACH_METRICS_HOST.",
         ) from error
     with listener:
-        server = _PortServer(
-            uvicorn.Config(
-                metrics_app(ask_all, is_local=is_loopback(settings.metrics_host)),
-                loop="none",
-                lifespan="off",
-                ws="none",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                limit_concurrency=_MOST_REQUESTS,
-                timeout_graceful_shutdown=1,
-            )
-        )
-        serving = asyncio.create_task(server.serve(sockets=[listener]), name="metrics port")
+        port = _Port(metrics_app(ask_all, is_local=is_loopback(settings.metrics_host)), settings)
+        acceptor = Acceptor(listener, port.connect, admit=port.admit, release=port.release)
+        port.state.keep_date()
+        acceptor.start()
         logger.info("metrics", url=f"{url_of(listener)}/metrics")
         try:
             yield
         finally:
-            server.should_exit = True
-            await asyncio.wait({serving})
+            acceptor.close()
+            await acceptor.wait_closed()
+            await port.state.close(_CLOSE_SECONDS, asyncio.Event())
 
 
-class _PortServer(uvicorn.Server):
-    """A uvicorn server that leaves signals to the process."""
+class _Port:
+    """The connections of the port."""
 
-    @contextmanager
-    @override
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.state = ServerState()
+        watch = Watch(Timeouts(settings.stall_seconds))
+        self._capacity = Capacity(watch, _MOST_CONNECTIONS, _MOST_CONNECTIONS)
+        self._endpoint = Endpoint(app, self.state, watch, self._capacity)
+
+    def admit(self, client: Address) -> bytes | None:
+        try:
+            self._capacity.admit(client[0])
+        except TooManyConnectionsError as error:
+            return encode_error(error, self.state.default_headers)
+        return None
+
+    def connect(self, client: Address) -> HttpConnection:
+        return HttpConnection(self._endpoint, client)
+
+    def release(self, client: Address) -> None:
+        self._capacity.leave(client[0])
