@@ -10,7 +10,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from reattach.cli import app as cli
+from reattach.cli.commands import app as cli
 from reattach.testing.programs.server import ServerProcess
 from tests.browser.page_views import (
     answers,

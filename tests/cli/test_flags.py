@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
-from reattach.cli import app
+from reattach.cli.commands import app
 
 COMMANDS = (
     *("serve", "doctor", "keys create", "keys list", "keys revoke"),

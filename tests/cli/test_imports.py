@@ -27,6 +27,7 @@ UNUSED = frozenset(
         "pydantic.v1",
         "rich.pretty",
         "sqlalchemy.dialects.postgresql",
+        "typer",
         "xml",
     }
 )

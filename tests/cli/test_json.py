@@ -10,7 +10,7 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from reattach.cli import app
+from reattach.cli.commands import app
 from reattach.domain.ids import DEFAULT_TENANT
 from reattach.records.database import migrations
 from tests.support.commands import reattach_here

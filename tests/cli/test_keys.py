@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from reattach.cli import app
+from reattach.cli.commands import app
 from reattach.domain.clock import SystemClock
 from reattach.records.base import ALL_SCOPES, ApiKey, KeyScope
 from reattach.records.records import Records

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from reattach.cli import app
+from reattach.cli.commands import app
 from reattach.domain.clock import SystemClock
 from reattach.domain.errors import StartupError
 from reattach.records.records import Records

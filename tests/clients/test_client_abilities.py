@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from reattach.cli import app
+from reattach.cli.commands import app
 from reattach.client import Token
 from reattach.testing.programs.relay import Relay
 from reattach.testing.programs.server import ServerProcess

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 from typer.testing import CliRunner
 
-from reattach.cli import app
+from reattach.cli.commands import app
 from reattach.testing.programs.server import ServerProcess
 from tests.support.proxy_server import HaproxyServer, NginxServer, ProxyServer
 

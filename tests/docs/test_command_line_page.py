@@ -9,7 +9,7 @@ from pathlib import Path
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from reattach.cli import app
+from reattach.cli.commands import app
 from reattach.records.database.migrations import HEAD
 
 PAGE = Path(__file__).parents[2] / "docs" / "command-line.md"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from reattach.cli import app
+from reattach.cli.commands import app
 from reattach.domain.errors import StartupError, StoreUnavailableError
 from reattach.domain.ids import Token
 from reattach.domain.limits import KEY_CACHE_SECONDS

@@ -36,6 +36,8 @@ _PROVIDERS: Final = ("anthropic", "google", "openai")
 
 _IMPORTED_BEFORE: Final = (
     "httpx2",
+    "reattach.cli.commands",
+    "reattach.cli.plain_serve",
     "reattach.log.redis.log",
     "reattach.observe",
     "reattach.records.database.connection",

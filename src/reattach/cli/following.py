@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reattach.cli.options import fail
-from reattach.cli.printable import printable
+from reattach.cli.printable import fail, printable
 from reattach.cli.remote.completion import active_run_ids, agent_ids, conversation_ids
 from reattach.cli.remote.server import DEFAULT_URL, ApiKey, Url, explained
 from reattach.domain.errors import ReattachError

@@ -11,12 +11,11 @@ import typer
 from reattach.cli.options import (
     AsJson,
     StoreFlags,
-    fail,
     records_url,
     settings_with,
     with_store_flags,
 )
-from reattach.cli.printable import one_line
+from reattach.cli.printable import fail, one_line
 from reattach.domain.clock import SystemClock
 from reattach.domain.ids import DEFAULT_TENANT, TenantId, new_tenant_id
 from reattach.records.base import ALL_SCOPES, Actor, ApiKey, KeyScope

@@ -1,16 +1,14 @@
 """Options and helpers that several commands share."""
 
-import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from reattach import __version__
-from reattach.cli.printable import printable
 
 if TYPE_CHECKING:
     from reattach.settings import Settings
@@ -90,9 +88,3 @@ def records_url(settings: "Settings", *, makes: bool = True) -> str:
     if makes:
         datadir.make(settings.data_dir)
     return datadir.records_url(settings.data_dir)
-
-
-def fail(text: str) -> NoReturn:
-    """Exit with one line on standard error and status 1."""
-    sys.stderr.write(f"reattach: {printable(text)}\n")
-    raise SystemExit(1)

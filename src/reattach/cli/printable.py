@@ -1,12 +1,13 @@
-"""Texts of servers, models and agents as a terminal may show them.
+"""Texts of servers, models and agents as a terminal may show them, and the last line of a failure.
 
 A control character could move the cursor, rename the window or write into the clipboard, so it is
 shown as its escape.
 """
 
 import re
+import sys
 import unicodedata
-from typing import Final
+from typing import Final, NoReturn
 
 from reattach.domain.errors import ReattachError
 
@@ -39,6 +40,12 @@ def counted(count: int, noun: str) -> str:
     if count == 1:
         return f"{count} {noun}"
     return f"{count} {noun[:-1]}ies" if noun.endswith("y") else f"{count} {noun}s"
+
+
+def fail(text: str) -> NoReturn:
+    """Exit with one line on standard error and status 1."""
+    sys.stderr.write(f"reattach: {printable(text)}\n")
+    raise SystemExit(1)
 
 
 def sentence_of(error: ReattachError) -> str:

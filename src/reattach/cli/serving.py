@@ -1,14 +1,11 @@
 """``reattach serve`` and ``reattach models``: the server, and the models it offers."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from reattach import __version__
 from reattach.cli.options import AsJson, Config, StoreFlags, settings_with, with_store_flags
-
-if TYPE_CHECKING:
-    from reattach.settings import Settings
+from reattach.cli.plain_serve import run_server
 
 
 @with_store_flags
@@ -45,51 +42,23 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the API until SIGTERM. Every setting also has an environment variable REATTACH_…."""
-    settings = settings_with(
+    given = {
         **stores,
-        host=host,
-        port=port,
-        fd=fd,
-        workers=workers,
-        durability=durability,
-        models=tuple(model) if model else None,
-        default_model=default_model,
-        scripted=scripted,
-        require_key=require_key,
-        log_format=log_format,
-        log_level=log_level,
-    )
-    _serve(settings)
-
-
-def _serve(settings: "Settings") -> None:
-    import uvloop
-
-    from reattach.server.imports import import_fastapi, import_structlog
-
-    import_structlog()
-
-    from reattach.observe import configure_logging
-    from reattach.server.tune_gc import tune_gc
-
-    configure_logging(settings.log_format, settings.log_level)
-    if settings.workers == 1:
-        import_fastapi()
-        from reattach.server.process import serve as serve_until_stopped
-
-        tune_gc()
-        uvloop.run(serve_until_stopped(settings, on_ready=_print_ready))
-    else:
-        from reattach.server.supervisor import supervise
-
-        tune_gc()
-        if not uvloop.run(supervise(settings, on_ready=_print_ready)):
-            raise typer.Exit(1)
-
-
-def _print_ready(url: str) -> None:
-    """Print the address to standard output, where a script can wait for it."""
-    typer.echo(f"Reattach {__version__} is listening on {url}")
+        "host": host,
+        "port": port,
+        "fd": fd,
+        "workers": workers,
+        "durability": durability,
+        "models": tuple(model) if model else None,
+        "default_model": default_model,
+        "scripted": scripted,
+        "require_key": require_key,
+        "log_format": log_format,
+        "log_level": log_level,
+    }
+    status = run_server({name: value for name, value in given.items() if value is not None})
+    if status:
+        raise typer.Exit(status)
 
 
 def models(

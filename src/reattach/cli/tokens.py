@@ -7,7 +7,8 @@ from urllib.parse import quote
 import typer
 
 from reattach.cli.keys import duration, with_records
-from reattach.cli.options import AsJson, StoreFlags, fail, settings_with, with_store_flags
+from reattach.cli.options import AsJson, StoreFlags, settings_with, with_store_flags
+from reattach.cli.printable import fail
 from reattach.cli.remote.answers import IssuedToken, Revoked, StreamToken
 from reattach.cli.remote.completion import conversation_ids, model_handles, run_ids, token_ids
 from reattach.cli.remote.server import RemoteServer, path_with, with_server_flags

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from reattach.cli.options import AsJson, StoreFlags, fail, settings_with, with_store_flags
-from reattach.cli.printable import counted
+from reattach.cli.options import AsJson, StoreFlags, settings_with, with_store_flags
+from reattach.cli.printable import counted, fail
 from reattach.cli.remote.tables import size_text
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reattach.cli.keys import with_records
-from reattach.cli.options import AsJson, StoreFlags, fail, settings_with, with_store_flags
-from reattach.cli.printable import counted, one_line
+from reattach.cli.options import AsJson, StoreFlags, settings_with, with_store_flags
+from reattach.cli.printable import counted, fail, one_line
 from reattach.domain.clock import SystemClock, utc_text
 from reattach.domain.ids import TenantId
 from reattach.records.base import Actor

@@ -10,8 +10,7 @@ from urllib.parse import quote
 import typer
 
 from reattach.cli.following import Reporter, follow, show_json
-from reattach.cli.options import fail
-from reattach.cli.printable import counted, one_line
+from reattach.cli.printable import counted, fail, one_line
 from reattach.cli.remote.answers import Frames
 from reattach.cli.remote.completion import run_ids
 from reattach.cli.remote.server import RemoteServer, with_server_flags
