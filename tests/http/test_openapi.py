@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import asyncio
+import threading
 from typing import Any
 
+import httpx2
 import pytest
 
 from reattach.http.app import create_app
 from reattach.http.routes import DeferredRoute
 from tests.support.asgi_server import Server
+from tests.support.live_server import WAIT_SECONDS
+from tests.support.stores import eventually
 
 # Named by the API that the SDKs are made from, or by its recorded description.
 OPERATIONS = {
@@ -38,6 +43,40 @@ async def test_the_description_is_served_and_no_page_of_another_site_with_it(
     assert await server.got("/openapi.json") == server.app.openapi()
     for path in ("/docs", "/redoc"):
         assert (await server.client.get(path)).status_code == 404
+
+
+async def test_live_streams_do_not_wait_while_the_description_is_made(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    makers = []
+
+    def describe(**_: Any) -> dict[str, Any]:
+        makers.append(threading.current_thread())
+        assert release.wait(WAIT_SECONDS)
+        return {"paths": {}}
+
+    monkeypatch.setattr("reattach.http.app.get_openapi", describe)
+    release = threading.Event()
+    app = create_app(server.app.state.context)
+    transport = httpx2.ASGITransport(app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        asked = [asyncio.create_task(client.get("/openapi.json")) for _ in range(3)]
+        await eventually(lambda: bool(makers))
+        assert (await client.get("/v1/health")).status_code == 200
+        release.set()
+        answers = [await one for one in asked]
+    assert [one.json()["paths"] for one in answers] == [{}] * 3
+    assert len(makers) == 1
+
+
+async def test_the_description_names_the_place_where_the_application_is_mounted(
+    server: Server,
+) -> None:
+    transport = httpx2.ASGITransport(server.app, root_path="/below")
+    async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        described = (await client.get("/below/openapi.json")).json()
+    assert described["servers"] == [{"url": "/below"}]
+    assert "servers" not in await server.got("/openapi.json")
 
 
 async def test_routes_are_built_once_for_all_applications(server: Server) -> None:

@@ -1,6 +1,8 @@
 """The ASGI application: its routes, its middleware, and the API's description."""
 
+import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -11,9 +13,11 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
+from typing_extensions import override
 
 from reattach import __version__
 from reattach.domain.errors import ReattachError
@@ -59,6 +63,7 @@ from reattach.http.fast_path import FastPath
 from reattach.http.findings import Checks, Findings
 from reattach.http.front import landing, server
 from reattach.http.instant import InstantResumes
+from reattach.http.json import JsonResponse
 from reattach.http.middleware.access_log import AccessLog
 from reattach.http.middleware.auth import OPEN_PATHS, Authentication, Authenticator
 from reattach.http.middleware.body_limit import BodyLimit
@@ -73,6 +78,7 @@ from reattach.http.routing.index import RouteIndex
 from reattach.http.routing.late import LateRoutes
 from reattach.http.stream.retried import RetriedStreams
 from reattach.runs.inspection.scan import Scans
+from reattach.single_flight import SingleFlight
 
 DESCRIPTION: Final = """\
 The Letta API, with streams that survive broken connections: every event of a run has a number in
@@ -185,6 +191,22 @@ class Api(FastAPI):
         for middleware, arguments, options in reversed(self.user_middleware):
             app = middleware(app, *arguments, **options)
         return app
+
+    @override
+    def setup(self) -> None:
+        """Add the route of the description. FastAPI's own would make it in the event loop."""
+        descriptions: SingleFlight[None, dict[str, Any]] = SingleFlight("API description")
+
+        async def describe(request: Request) -> Response:
+            # It takes half a second, which live streams must not wait for.
+            make = partial(asyncio.to_thread, self.openapi)
+            described = self.openapi_schema or await descriptions.do(None, make)
+            mounted_at = request.scope.get("root_path", "").rstrip("/")
+            if mounted_at:
+                described = {**described, "servers": [{"url": mounted_at}]}
+            return JsonResponse(described)
+
+        self.add_route("/openapi.json", describe, include_in_schema=False)
 
     def all_routes(self) -> list[BaseRoute]:
         """Return all routes, and import those that no request has asked for yet."""
