@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
@@ -18,7 +19,8 @@ from reattach.domain.errors import (
     StoreUnavailableError,
 )
 from reattach.domain.messages import TextPart
-from reattach.records.base import RunNotes, Thread
+from reattach.records import threads
+from reattach.records.base import RunNotes, Span, Thread
 from reattach.records.database import connection as bounded
 from reattach.records.database import postgresql, schema
 from reattach.records.database.database import Database
@@ -207,30 +209,67 @@ async def test_a_lock_that_is_not_let_go_of_is_unavailable(
     await records.aclose()
 
 
-async def test_a_deadlock_ends_one_of_two_writes_as_unavailable(database: Database) -> None:
+async def test_a_write_that_was_ended_because_of_a_deadlock_is_repeated(database: Database) -> None:
     row = {"abandoned_at": NOON}
     rows = [{"run_id": run_id, **row} for run_id in "ab"]
     await database.in_write(
         lambda connection: connection.execute(insert(schema.abandoned_logs), rows)
     )
     meeting = threading.Barrier(2, timeout=30)
+    begun: list[str] = []
 
-    def lock_both(connection: Connection, one: str, two: str) -> None:
+    def lock_both(connection: Connection, one: str, two: str) -> str:
         wanted = text("SELECT 1 FROM abandoned_logs WHERE run_id = :id FOR UPDATE")
         connection.execute(wanted, {"id": one})
-        meeting.wait()
+        begun.append(one)
+        if len(begun) <= 2:
+            meeting.wait()
         connection.execute(wanted, {"id": two})
-
-    async def both(one: str, two: str) -> bool:
-        try:
-            await database.in_write(lock_both, one, two)
-        except StoreUnavailableError:
-            return False
-        return True
+        return one
 
     async with asyncio.timeout(30):
-        ended = await asyncio.gather(both("a", "b"), both("b", "a"))
-    assert sorted(ended) == [False, True]
+        ended = await asyncio.gather(
+            database.in_write(lock_both, "a", "b"), database.in_write(lock_both, "b", "a")
+        )
+    assert ended == ["a", "b"]
+    assert len(begun) == 3
+
+
+@pytest.mark.promise("P3", "P7")
+async def test_a_settlement_keeps_its_messages_if_a_summary_takes_their_place_meanwhile(
+    records: Records, other_process: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = await a_world(records)
+    run = await world.start(world.thread)
+    has_looked, may_add = asyncio.Event(), threading.Event()
+    loop, add_after = asyncio.get_running_loop(), threads.add_after
+
+    def add_later(*given: Any) -> None:
+        """Wait after the look for the last place, the first time."""
+        if not may_add.is_set():
+            loop.call_soon_threadsafe(has_looked.set)
+            assert may_add.wait(30)
+        add_after(*given)
+
+    async with asyncio.timeout(30):
+        with monkeypatch.context() as patch:
+            patch.setattr(threads, "add_after", add_later)
+            settling = asyncio.create_task(
+                records.runs.settle(run.id, a_settlement(a_message("answer")))
+            )
+            await has_looked.wait()
+        try:
+            await other_process.messages.append(OURS, world.thread, a_message("summary"))
+        finally:
+            may_add.set()
+        assert await settling
+    kept = await records.messages.list(
+        OURS, world.thread, Span(10, ascending=True), system_too=False
+    )
+    assert [message.parts for message in kept] == [
+        (TextPart("summary"),),
+        (TextPart("answer"),),
+    ]
 
 
 @pytest.mark.promise("P10")

@@ -88,7 +88,8 @@ class Messages(Repository):
             threads.lock(connection, tenant, thread)
             threads.append(connection, tenant, thread, [message])
 
-        await self._database.in_write(write)
+        # A run of the thread may be settled meanwhile, without its lock.
+        await self._database.in_raced_write(write)
 
     async def add(
         self,

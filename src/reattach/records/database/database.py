@@ -36,8 +36,9 @@ _LOST_RACES: Final = {"40001", "40P01"}
 class Database:
     """Transactions on the database of the records.
 
-    A transaction is one function over a synchronous connection. It is called once, in a thread,
-    and must not touch anything that belongs to the event loop.
+    A transaction is one function over a synchronous connection. It is called in a thread, and must
+    not touch anything that belongs to the event loop. A write is called again if PostgreSQL ended
+    it, and undid all of it, because of a deadlock with another one.
 
     A read sees one state and waits for no write. Each statement of a write sees what was committed
     before it, and two writes that change the same rows run one after the other. In SQLite all
@@ -141,8 +142,17 @@ class Database:
         **kwargs: _P.kwargs,
     ) -> _T:
         """Run ``work`` as a transaction that writes, and return its result once committed."""
-        transaction = self.writes.run(lambda connection: work(connection, *args, **kwargs))
-        return await self._measured("write", transaction)
+
+        def call(connection: Connection) -> _T:
+            return work(connection, *args, **kwargs)
+
+        for _ in range(RACES - 1):
+            try:
+                return await self._measured("write", self.writes.run(call))
+            except StoreUnavailableError as error:
+                if not lost_a_race(error):
+                    raise
+        return await self._measured("write", self.writes.run(call))
 
     async def in_single_write(
         self,

@@ -303,7 +303,8 @@ class Runs(Repository):
         (``Records.notifications``). Returns False and changes nothing if the run has ended or does
         not exist, so repeating it is safe.
         """
-        return await self._database.in_write(settle, run_id, settlement)
+        # A summary may take the place of its messages in the thread while they are being written.
+        return await self._database.in_raced_write(settle, run_id, settlement)
 
     async def distrust_active(self) -> int:
         """Assume the worst of active runs after a power cut, and return their number.
