@@ -231,7 +231,7 @@ async def test_a_write_that_was_ended_because_of_a_deadlock_is_repeated(database
         ended = await asyncio.gather(
             database.in_write(lock_both, "a", "b"), database.in_write(lock_both, "b", "a")
         )
-    assert ended == ["a", "b"]
+    assert [*ended] == ["a", "b"]
     assert len(begun) == 3
 
 
