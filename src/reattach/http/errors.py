@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reattach.domain import errors
 from reattach.domain.errors import connection
-from reattach.domain.limits import MAX_ERROR_CHARS
+from reattach.domain.limits import MAX_ERROR_CHARS, MAX_VALIDATION_ERRORS
 from reattach.domain.stream_tokens import PREFIX
 from reattach.http.json import Fault, JsonResponse, invalid
 from reattach.redact import MASK
@@ -180,8 +180,11 @@ async def on_disconnect(request: Request, error: Exception) -> Response:  # noqa
 async def on_invalid_request(request: Request, error: Exception) -> Response:  # noqa: ARG001
     assert isinstance(error, RequestValidationError)
     found: Sequence[Mapping[str, Any]] = error.errors()
-    faults = [_fault(one, error.body) for one in found]
-    return error_response(invalid(faults, **_examples(found)))
+    # There may be as many as values in a body, and each takes time to explain.
+    faults = [_fault(one, error.body) for one in found[:MAX_VALIDATION_ERRORS]]
+    failed = invalid(faults, omitted=len(found) - len(faults))
+    failed.extra = {**failed.extra, **_examples(found)}
+    return error_response(failed)
 
 
 def _fault(one: Mapping[str, Any], body: object) -> Fault:

@@ -64,12 +64,16 @@ class Fault(NamedTuple):
     type: str
 
 
-def invalid(faults: Sequence[Fault], **extra: object) -> ValidationFailedError:
-    """Return the error for a request with these faults; it lists the first ones."""
+def invalid(faults: Sequence[Fault], *, omitted: int = 0, **extra: object) -> ValidationFailedError:
+    """Return the error for a request with these faults; it lists the first ones.
+
+    ``omitted`` is the number of further faults that are not among them.
+    """
     shown = faults[:MAX_VALIDATION_ERRORS]
     lines = [f"{'.'.join(map(str, fault.loc))}: {fault.msg}" for fault in shown]
-    if len(faults) > len(shown):
-        lines.append(f"{len(faults) - len(shown)} more faults are not shown.")
+    omitted += len(faults) - len(shown)
+    if omitted:
+        lines.append(f"{omitted} more faults are not shown.")
     error = ValidationFailedError(" ".join(lines))
     trace_id = structlog.contextvars.get_contextvars().get("trace_id", "")
     error.extra = {"trace_id": trace_id, "errors": [fault._asdict() for fault in shown], **extra}

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import Path, Query
@@ -14,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
@@ -32,7 +34,7 @@ from reattach.domain.ids import (
     ConversationId,
     MessageId,
 )
-from reattach.domain.limits import MAX_INTEGER
+from reattach.domain.limits import MAX_INTEGER, MAX_VALIDATION_ERRORS
 from reattach.domain.limits.requests import (
     MAX_CONTEXT_TOKENS,
     MAX_DESCRIPTION_CHARS,
@@ -45,6 +47,7 @@ from reattach.domain.limits.requests import (
     MAX_SYSTEM_CHARS,
     MAX_TAGS,
 )
+from reattach.http.json import Fault, invalid
 
 # Validators are built when they are first used: building all of them takes a sixth of a start.
 
@@ -59,6 +62,34 @@ class Body(BaseModel):
     """A request body. Unknown members are ignored."""
 
     model_config = ConfigDict(extra="ignore", defer_build=True)
+
+
+class StrictBody(Body):
+    """A request body. Unknown members are refused, because a misspelled limit would be no limit."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, given: Any) -> Any:
+        known = [*cls.model_fields]
+        names = [name for name in (given if isinstance(given, dict) else ()) if name not in known]
+        faults = [
+            Fault(
+                ["body", str(name)[:MAX_NAME_CHARS]], _unknown(str(name), known), "extra_forbidden"
+            )
+            for name in names[:MAX_VALIDATION_ERRORS]
+        ]
+        if faults:
+            raise invalid(faults, omitted=len(names) - len(faults))
+        return given
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    near = get_close_matches(name[:MAX_NAME_CHARS], known, n=1)
+    if near:
+        return f"It is unknown. Did you mean '{near[0]}'?"
+    return f"It is unknown. The members are {', '.join(known)}."
 
 
 # Members.
@@ -98,7 +129,7 @@ NOT_EMPTY: Final = BeforeValidator(_no_empty_text)
 KeptObject = Annotated[dict[str, Any], AfterValidator(kept_json)]
 """A JSON object that is stored and returned unchanged."""
 
-KeptList = Annotated[list[dict[str, Any]], AfterValidator(kept_json)]
+KeptList = Annotated[list[dict[str, Any]], Field(fail_fast=True), AfterValidator(kept_json)]
 
 UtcTime = Annotated[
     datetime,

@@ -3,11 +3,11 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from reattach.domain.ids import TENANT_PATTERN
 from reattach.domain.limits.requests import MAX_ID_CHARS, MAX_NAME_CHARS
-from reattach.http.schemas.fields import Answer, Body, GivenTime, UtcTime, members_of
+from reattach.http.schemas.fields import Answer, GivenTime, StrictBody, UtcTime, members_of
 from reattach.records.audit_log import AuditEntry
 from reattach.records.base import ApiKey, KeyScope
 
@@ -51,10 +51,8 @@ class TenantList(Answer):
     has_more: bool
 
 
-class NewKey(Body):
-    """An API key to create. Unknown members are refused, because a misspelled limit is none."""
-
-    model_config = ConfigDict(extra="forbid")
+class NewKey(StrictBody):
+    """An API key to create."""
 
     name: Annotated[str, Field(max_length=MAX_NAME_CHARS), AfterValidator(_one_line)] = Field(
         description="Identifies the key, such as the name of the application."
@@ -63,6 +61,7 @@ class NewKey(Body):
         None,
         min_length=1,
         max_length=len(KeyScope),
+        fail_fast=True,
         description="None that the key of the request lacks. Default: `read`, `send`, `admin`.",
     )
     expires_at: GivenTime | None = Field(

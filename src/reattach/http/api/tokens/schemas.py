@@ -1,12 +1,10 @@
 """Schemas of stream tokens."""
 
-from difflib import get_close_matches
 from typing import Annotated, Any, Final, Self
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
     WithJsonSchema,
     model_validator,
@@ -22,15 +20,14 @@ from reattach.domain.limits.requests import (
 )
 from reattach.domain.origins import ANY, LOCAL, origin_of
 from reattach.domain.stream_tokens import TokenScope
-from reattach.http.json import Fault, invalid
-from reattach.http.schemas.fields import NUMERIC, Answer, Body, Handle, UtcTime, members_of
+from reattach.http.schemas.fields import NUMERIC, Answer, Handle, StrictBody, UtcTime, members_of
 from reattach.records.tokens.tokens import StreamToken
 
 _ONE_SCOPE: Final = {"type": "string", "enum": [scope.value for scope in TokenScope]}
 Scopes = Annotated[
     list[TokenScope],
+    Field(min_length=1, max_length=len(TokenScope), fail_fast=True),
     BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
-    Field(min_length=1, max_length=len(TokenScope)),
     WithJsonSchema(
         {
             "anyOf": [
@@ -54,20 +51,8 @@ def _one_origin(text: str) -> str:
     return origin
 
 
-def _unknown(name: str, known: list[str]) -> str:
-    near = get_close_matches(name[:MAX_NAME_CHARS], known, n=1)
-    if near:
-        return f"It is unknown. Did you mean '{near[0]}'?"
-    return f"It is unknown. The members are {', '.join(known)}."
-
-
-class TokenBody(Body):
-    """The rights of a new token: on exactly one run or conversation.
-
-    Unknown members are refused, because a misspelled limit would be no limit.
-    """
-
-    model_config = ConfigDict(extra="forbid")
+class TokenBody(StrictBody):
+    """The rights of a new token: on exactly one run or conversation."""
 
     run_id: str | None = Field(None, pattern=RUN_PATTERN, description="The run that it is for.")
     conversation_id: str | None = Field(
@@ -89,32 +74,19 @@ class TokenBody(Body):
     models: list[Handle] = Field(
         [],
         max_length=MAX_TOKEN_MODELS,
+        fail_fast=True,
         description="With `send`: models that a send may choose by `override_model`.",
     )
     client_tools: list[Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]] = Field(
         [],
         max_length=MAX_TOKEN_CLIENT_TOOLS,
+        fail_fast=True,
         description="With `send`: names of `client_tools` that a send may offer.",
     )
 
     @property
     def scopes(self) -> tuple[TokenScope, ...]:
         return tuple(one for one in TokenScope if one in self.scope)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown(cls, given: Any) -> Any:
-        known = [*cls.model_fields]
-        faults = [
-            Fault(
-                ["body", str(name)[:MAX_NAME_CHARS]], _unknown(str(name), known), "extra_forbidden"
-            )
-            for name in (given if isinstance(given, dict) else ())
-            if name not in known
-        ]
-        if faults:
-            raise invalid(faults)
-        return given
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -38,7 +38,9 @@ class ClientMessage(_Camel):
 
     id: Annotated[str, Field(min_length=1, max_length=2 * MAX_NAME_CHARS)]
     role: Literal["user", "assistant", "system", "developer", "tool", "reasoning", "activity"]
-    content: str | list[dict[str, Any]] | dict[str, Any] | None = Field(
+    content: (
+        str | Annotated[list[dict[str, Any]], Field(fail_fast=True)] | dict[str, Any] | None
+    ) = Field(
         None,
         description="A text; messages of users may have parts instead, of the types `text` and "
         "`image`.",

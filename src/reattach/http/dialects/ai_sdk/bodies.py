@@ -3,8 +3,15 @@
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
-from pydantic import AfterValidator, AliasChoices, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from reattach.domain.limits.requests import (
     MAX_CLIENT_TOOL_BYTES,
@@ -36,6 +43,15 @@ def _schema(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
+def _few(tools: Any) -> Any:
+    """Count the tools before they are checked, because every one may have faults."""
+    if isinstance(tools, dict) and len(tools) > MAX_CLIENT_TOOLS:
+        context = {"field_type": "Dictionary", "max_length": MAX_CLIENT_TOOLS,
+                   "actual_length": len(tools)}  # fmt: skip
+        raise PydanticKnownError("too_long", context)
+    return tools
+
+
 ChatId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS), AfterValidator(_in_address)]
 UiMessageId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 
@@ -60,7 +76,7 @@ class UiMessageBody(Body):
     id: UiMessageId
     role: Literal["system", "user", "assistant"]
     parts: list[Annotated[dict[str, Any], AfterValidator(_part)]] = Field(
-        max_length=MAX_MESSAGE_PARTS
+        max_length=MAX_MESSAGE_PARTS, fail_fast=True
     )
     metadata: Annotated[Any, AfterValidator(kept_json)] = None
 
@@ -82,7 +98,7 @@ class ChatBody(Body):
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
 
     id: ChatId = Field(description="The id of the chat, which names its conversation.")
-    messages: list[UiMessageBody] | None = Field(
+    messages: Annotated[list[UiMessageBody], Field(fail_fast=True)] | None = Field(
         None,
         description="The history; only the last message is new. The server has the others, unless "
         "the chat is new.",
@@ -92,7 +108,10 @@ class ChatBody(Body):
     message_id: UiMessageId | None = Field(
         None, alias="messageId", description="The message that is edited or continued."
     )
-    tools: dict[Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)], ChatTool] = Field(
+    tools: Annotated[
+        dict[Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)], ChatTool],
+        BeforeValidator(_few),
+    ] = Field(
         default_factory=dict,
         max_length=MAX_CLIENT_TOOLS,
         description="The tools that the page runs, by name.",
