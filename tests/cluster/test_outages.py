@@ -8,10 +8,14 @@ import pytest
 
 from reattach.domain import backoff
 from reattach.domain.errors import StoreUnavailableError
+from reattach.domain.errors.stores import EventsLostError
 from reattach.domain.events import RunStatus
+from reattach.domain.ids import Seq
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.domain.messages import Role
+from reattach.records.base import Target
 from reattach.runs import service
+from reattach.runs.inspection.frames import read_page
 from reattach.runs.ownership.lease import Ownership
 from reattach.testing.programs.redis import RedisServer
 from reattach.testing.programs.relay import Relay
@@ -89,6 +93,9 @@ async def test_a_run_whose_log_was_lost_ends_in_an_error_and_shows_no_other_text
         async with Reader(node.runs, run, 1) as behind:
             await behind.to_end()
         assert (behind.status, behind.error["earliest_seq"]) == (410, 4)
+        assert behind.error["code"] == "events_lost"
+        with pytest.raises(EventsLostError):
+            await read_page(node.runs, Target.of(run), after_seq=Seq(1), limit=1)
         async with Reader(node.runs, run, 3) as abreast:
             received = await abreast.to_end()
         assert (received.text, received.end(), received.done) == ("", LOST, True)

@@ -17,6 +17,7 @@ from reattach.domain.errors import (
     NoActiveRunsToCancelError,
     NotFoundError,
     StoreUnavailableError,
+    TrimmedError,
 )
 from reattach.domain.events import RunStatus, StopReason
 from reattach.domain.ids import RunId, Seq, TenantId, is_run_id
@@ -294,6 +295,8 @@ class RunService:
             except LogLostError:
                 await self.audit.end_lost_log(target.run_id)
                 continue
+            except TrimmedError as trimmed:
+                raise await self.audit.explain_trimmed(target, trimmed) from None
             except LogNotFoundError:
                 run = await self._records.runs.get(target.tenant, target.run_id)
             if not run.status.is_active:

@@ -15,7 +15,7 @@ from reattach.domain.errors import (
 )
 from reattach.domain.errors.stores import EventsLostError, LogDamagedError
 from reattach.domain.ids import FIRST_SEQ, Seq
-from reattach.domain.limits import LOST_LOG_FIRST_SEQ, REPLAY_SLICE_BYTES, REPLAY_SLICE_EVENTS
+from reattach.domain.limits import REPLAY_SLICE_BYTES, REPLAY_SLICE_EVENTS
 from reattach.log.base import Head, Slice
 from reattach.records.base import Target
 from reattach.runs.service import RunService
@@ -95,8 +95,8 @@ async def read_page(
         return FramePage(head, await _last_frames(runs, target, first_seq, last_seq))
     first_seq = max(after_seq + 1, FIRST_SEQ)
     if first_seq < head.first_seq:
-        is_lost = head.first_seq >= LOST_LOG_FIRST_SEQ
-        raise (EventsLostError if is_lost else TrimmedError)(target.run_id, head.first_seq)
+        trimmed = TrimmedError(target.run_id, head.first_seq)
+        raise await runs.audit.explain_trimmed(target, trimmed)
     last_seq = min(last_seq, first_seq + limit - 1)
     return FramePage(head, await _first_frames(runs, target, first_seq, last_seq))
 

@@ -21,12 +21,13 @@ from typing import Final
 import structlog
 
 from reattach.domain.clock import Clock
-from reattach.domain.errors import FencedError
+from reattach.domain.errors import ExpiredError, FencedError, TrimmedError
+from reattach.domain.errors.stores import EventsLostError
 from reattach.domain.events import Failed, StopReason, Usage
 from reattach.domain.ids import RunId, Token
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.log.base import Log
-from reattach.records.base import Run
+from reattach.records.base import Run, Target
 from reattach.records.records import Records
 from reattach.runs.driver import RunDriver
 from reattach.runs.endings import LOG_LOST, STORE_FAILED, Ending
@@ -86,6 +87,21 @@ class Audit:
         self._retention = retention
         self._ended_before: set[str] = set()
         """Runs that had ended when the drivers were last compared."""
+
+    async def explain_trimmed(self, target: Target, trimmed: TrimmedError) -> ExpiredError:
+        """Return the error for a reader of events that the log does not have any more.
+
+        Nothing is deleted from an open log, and the record of an ended run has the number of its
+        events. If the log began late already then, the store has lost the events before.
+        """
+        run = await self._records.runs.get(target.tenant, target.run_id)
+        head = await find_head(run, self._log)
+        if head is None:
+            return trimmed
+        events = head.last_seq + 1 - head.first_seq
+        began_late = run.status.is_active or run.event_count == events
+        is_lost = began_late or head.first_seq >= LOST_LOG_FIRST_SEQ
+        return EventsLostError(run.id, head.first_seq) if is_lost else trimmed
 
     # Records and drivers.
 

@@ -10,9 +10,7 @@ from fastapi import Response
 from starlette.requests import ClientDisconnect, Request
 
 from reattach.domain.errors import CursorAheadError, TrimmedError
-from reattach.domain.errors.stores import EventsLostError
 from reattach.domain.ids import Seq
-from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.http.client_name import client_of
 from reattach.http.context import Context
 from reattach.http.dialects.durable_streams.events import SAFE_HEADERS, ControlledFraming
@@ -87,7 +85,7 @@ class LogReads:
         if reading.after_seq is None:
             headers = _headers(head.last_seq, up_to_date=True, closed=head.closed)
             return self._response(b"", {**headers, **_NO_STORE})
-        after_seq = self._within(head, reading.after_seq)
+        after_seq = await self._within(head, reading.after_seq)
         frames, last_seq = await self._page(head, after_seq)
         is_at_end = last_seq >= head.last_seq
         closed = is_at_end and head.closed
@@ -105,13 +103,13 @@ class LogReads:
         head = await extent(self._runs, self._target)
         after_seq = head.last_seq
         if reading.after_seq is not None:
-            after_seq = self._within(head, reading.after_seq)
+            after_seq = await self._within(head, reading.after_seq)
         if after_seq == head.last_seq and not head.closed:
             following = await self._runs.follow(self._target, after_seq, prefetches=False)
             async with following:
                 if await self._has_more(following, request):
                     head = await extent(self._runs, self._target)
-                    after_seq = self._within(head, after_seq)
+                    after_seq = await self._within(head, after_seq)
         frames, last_seq = await self._page(head, after_seq)
         is_at_end = last_seq >= head.last_seq
         headers = {
@@ -179,7 +177,7 @@ class LogReads:
     def _next_cursor(self, reading: Reading) -> str:
         return cursor_text(self._context.clock.now(), reading.cursor)
 
-    def _within(self, head: Head, after_seq: Seq) -> Seq:
+    async def _within(self, head: Head, after_seq: Seq) -> Seq:
         """Return the seq if the log has what follows it, or its end for one past a closed log."""
         run_id = self._target.run_id
         if after_seq > head.last_seq:
@@ -188,8 +186,8 @@ class LogReads:
                 raise CursorAheadError(run_id, here, end, name="offset")
             after_seq = head.last_seq
         if after_seq + 1 < head.first_seq:
-            is_lost = head.first_seq >= LOST_LOG_FIRST_SEQ
-            raise (EventsLostError if is_lost else TrimmedError)(run_id, head.first_seq)
+            trimmed = TrimmedError(run_id, head.first_seq)
+            raise await self._runs.audit.explain_trimmed(self._target, trimmed)
         return after_seq
 
     async def _page(self, head: Head, after_seq: Seq) -> tuple[bytes, Seq]:
