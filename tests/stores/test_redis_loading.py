@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -9,11 +10,14 @@ from uuid import uuid4
 
 import pytest
 
+from reattach.domain.errors import LogClosedError
 from reattach.domain.ids import Seq, Token
 from reattach.log.base import Tail
-from reattach.log.redis import follower
+from reattach.log.redis import follower, log
 from reattach.log.redis.follower import Follower
 from reattach.log.redis.log import RedisLog
+from reattach.log.redis.read_ahead import Page, ReadAhead
+from reattach.log.redis.run_state import LocalRun
 from tests.support.redis_server import shared_url
 
 FRAMES = [b"data: %d\n\n" % number * (1 + number % 3) for number in range(1, 200)]
@@ -28,8 +32,8 @@ async def reader() -> AsyncIterator[RedisLog]:
     prefix = uuid4().hex
     async with AsyncExitStack() as stack:
         logs = [await RedisLog.connect(shared_url(), prefix=prefix) for _ in range(2)]
-        for log in logs:
-            stack.push_async_callback(log.aclose)
+        for one in logs:
+            stack.push_async_callback(one.aclose)
         for run, count in (("large", 70), ("small", 1)):
             writer = await logs[0].open(run, Token(1))
             for at in range(0, len(FRAMES), count):
@@ -52,26 +56,97 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Seq]:
     return cursors
 
 
-async def read_all(log: RedisLog, run: str, tail: Tail, after: int = 0) -> bytes:
+async def read_all(reader: RedisLog, run: str, tail: Tail, after: int = 0) -> bytes:
     frames = b""
     while after < tail.last_seq:
-        cut = await log.read(run, Seq(after), max_bytes=500, max_events=1000)
+        cut = await reader.read(run, Seq(after), max_bytes=500, max_events=1000)
         assert len(cut.frames) <= 500
         frames, after = frames + cut.frames, cut.last_seq
     return frames
 
 
 @pytest.mark.parametrize("run", ["large", "small"])
-async def test_the_second_slice_loads_the_rest_of_the_run_for_all_readers(
+async def test_the_first_reader_gets_pages_and_the_run_is_not_loaded(
     reader: RedisLog, reads: list[Seq], run: str
 ) -> None:
     async with reader.follow(run) as tail:
         assert (tail.closed, tail.size_bytes, reads) == (True, 0, [])
         assert await read_all(reader, run, tail) == b"".join(FRAMES)
+        assert len(reads) == 2  # A slice, and a page with everything else.
+        assert tail.size_bytes == 0
+
+
+@pytest.mark.parametrize("run", ["large", "small"])
+async def test_the_second_slice_of_a_second_reader_loads_the_run_for_all_readers(
+    reader: RedisLog, reads: list[Seq], run: str
+) -> None:
+    async with reader.follow(run) as tail:
+        await reader.read(run, Seq(0), max_bytes=500, max_events=1000)
+        reads.clear()
+        assert await read_all(reader, run, tail) == b"".join(FRAMES)
         assert reads == [0, 0]  # A slice, and everything.
         assert (tail.first_seq, tail.size_bytes) == (1, sum(map(len, FRAMES)))
         assert await read_all(reader, run, tail, 100) == b"".join(FRAMES[100:])
         assert len(reads) == 2
+
+
+async def test_readers_of_one_run_at_different_places_get_what_they_ask_for(
+    reader: RedisLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "LOAD_BYTES", 1000)  # Else it would be loaded.
+    places, expected = [0, 50, 120], b"".join(FRAMES)
+    got = [b"", b"", b""]
+    async with reader.follow("small") as tail:
+        while min(places) < tail.last_seq:
+            for index, after in enumerate(places):
+                cut = await reader.read("small", Seq(after), max_bytes=200, max_events=7)
+                assert len(cut.frames) <= 200
+                assert cut.last_seq - after <= 7
+                got[index], places[index] = got[index] + cut.frames, cut.last_seq
+    assert [expected.endswith(frames) for frames in got] == [True, True, True]
+    assert got[0] == expected
+
+
+async def test_a_page_is_dropped_with_its_last_reader_and_there_are_few(reader: RedisLog) -> None:
+    async with reader.follow("small"):
+        run = reader.follower.local_run("small")
+        assert run is not None
+        for after in (0, 1):
+            await reader.read("small", Seq(after), max_bytes=1, max_events=1)
+        assert reader.read_ahead.slice(run, Seq(2), max_bytes=1, max_events=1) is not None
+    assert reader.read_ahead.slice(run, Seq(3), max_bytes=1, max_events=1) is None
+    pages = ReadAhead()
+    runs = [LocalRun(f"run-{number}", b"", Tail()) for number in range(100)]
+    for one in runs:
+        pages.put(one, Page(Seq(1), b"ab", array("Q", [1, 2])))
+    kept = [pages.slice(one, Seq(0), max_bytes=1, max_events=1) is not None for one in runs]
+    assert kept == [False] * 84 + [True] * 16
+
+
+async def test_a_large_append_is_stored_in_small_entries_and_recognized_when_it_is_repeated(
+    reader: RedisLog,
+) -> None:
+    frames = [b"%d." % number + b"x" * (number * 37 % 3000) for number in range(200)]
+    frames[50] = b"y" * 100_000
+    writer = await reader.open("split", Token(1))
+    await writer.append(Seq(1), [b"first"])
+    for _ in range(2):  # The second one is a retry.
+        await writer.append(Seq(2), frames, close=True)
+    with pytest.raises(LogClosedError):
+        await writer.append(Seq(2), [*frames[:-1], b"other"], close=True)
+    driver: Any = reader._client.driver
+    entries = await driver.xrange(reader.keys.run("split")[1])
+    sizes = [len(body) for _, fields in entries for body in fields.values()]
+    assert len(sizes) > 5
+    assert [size for size in sizes if size > 66_000] == [4 + len(frames[50])]
+    async with reader.follow("split") as tail:
+        assert tail.last_seq == 201
+        for begin in (0, 1, 50, 51, 150, 200):
+            after, got = begin, b""
+            while after < tail.last_seq:
+                cut = await reader.read("split", Seq(after), max_bytes=65536, max_events=70)
+                got, after = got + cut.frames, cut.last_seq
+            assert got == b"".join([b"first", *frames][begin:])
 
 
 @pytest.mark.parametrize("run", ["large", "small"])
@@ -83,13 +158,16 @@ async def test_the_last_events_come_in_one_read_and_load_nothing_else(
         assert (reads, tail.size_bytes) == ([190], 0)
 
 
-async def test_a_large_run_is_read_slice_by_slice(
+async def test_a_large_run_is_read_page_by_page(
     reader: RedisLog, reads: list[Seq], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follower, "LOAD_BYTES", 1000)
-    async with reader.follow("large") as tail:
-        assert await read_all(reader, "large", tail) == b"".join(FRAMES)
-        assert len(reads) > 5
+    monkeypatch.setattr(log, "PAGE_BYTES", 1000)
+    async with reader.follow("small") as tail:
+        for _ in range(3):
+            reads.clear()
+            assert await read_all(reader, "small", tail) == b"".join(FRAMES)
+            assert 4 <= len(reads) <= 6
         assert tail.size_bytes == 0
 
 

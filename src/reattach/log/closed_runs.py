@@ -9,8 +9,8 @@ RUN_BYTES: Final = 1024
 """The approximate memory of a run without its frames."""
 
 LOAD_BYTES: Final = 4 * 1024 * 1024
-"""A closed log up to this size is loaded whole for all readers to share, once a second slice of it
-is read from the store. Each reader of a larger log reads its own slices."""
+"""A closed log up to this size is loaded whole for all readers to share, once a second one reads it
+from the store. Each reader of a larger log reads its own slices."""
 
 
 class ClosedRun(Protocol):

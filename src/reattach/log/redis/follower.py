@@ -22,7 +22,7 @@ from reattach.log.redis.scripts import (
     STATE_MANY,
     Keys,
     NotificationKind,
-    slice_bodies,
+    join_bodies,
     unpack_notification,
 )
 from reattach.log.redis.subscriber import Subscriber, report_defect, retry_backoff
@@ -199,12 +199,11 @@ class Follower:
             has_failed = run.is_behind and run.catch_up_task in {None, catch_up}
 
     async def read(
-        self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int, cuts: bool = True
+        self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int
     ) -> tuple[StoredState, bytes, "array[int]"]:
         """Read from Redis the state, the joined frames after ``after_seq``, and their ends.
 
-        Unless it ``cuts``, it keeps those frames beyond the bounds that came with the others: one
-        append may have been larger.
+        One append may have been larger than the bounds, and all frames that came are returned.
         """
         most = max(max_events, 1)
         answer = await self._client.run(READ, self._keys.run(run_id), [after_seq, max_bytes, most])
@@ -212,13 +211,7 @@ class Follower:
             raise not_found_error(run_id)
         _, raw, first_seq, *bodies = answer
         try:
-            frames, ends = slice_bodies(
-                Seq(int(first_seq)),
-                bodies,
-                after_seq=after_seq,
-                max_bytes=max_bytes if cuts else sum(map(len, bodies)),
-                max_events=most if cuts else sum(map(len, bodies)),
-            )
+            frames, ends = join_bodies(Seq(int(first_seq)), bodies, after_seq=after_seq)
         except (struct.error, ValueError) as error:
             raise LogDamagedError(
                 f"The log of {run_id} is damaged after event {after_seq}."
@@ -241,7 +234,6 @@ class Follower:
                     tail.last_seq,
                     max_bytes=_LOAD_SLICE_BYTES,
                     max_events=_LOAD_SLICE_EVENTS,
-                    cuts=False,
                 )
                 if not ends:
                     return
@@ -438,7 +430,6 @@ class Follower:
                 after_seq,
                 max_bytes=_LOAD_SLICE_BYTES,
                 max_events=_LOAD_SLICE_EVENTS,
-                cuts=False,
             )
             if not run.reconcile(state, shown_seq):
                 return

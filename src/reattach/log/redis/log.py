@@ -36,7 +36,8 @@ from reattach.log.base import (
 from reattach.log.redis.batcher import Batcher
 from reattach.log.redis.client import ANSWER_SECONDS, RedisClient, WaitPolicy, client_for
 from reattach.log.redis.follower import Follower
-from reattach.log.redis.run_state import StoredState
+from reattach.log.redis.read_ahead import PAGE_BYTES, PAGE_EVENTS, Page, ReadAhead
+from reattach.log.redis.run_state import LocalRun, StoredState
 from reattach.log.redis.scripts import (
     APPEND_MANY,
     DELETE,
@@ -98,6 +99,7 @@ class RedisLog(Log):
         self._closed_seconds = int(retention_seconds) + _MARGIN_SECONDS
         self.follower = Follower(client, self.keys, poll_seconds)
         self.append_batcher = Batcher(client, APPEND_MANY, [self._closed_seconds], writes=True)
+        self.read_ahead = ReadAhead()
         self._closing = False
 
     @classmethod
@@ -169,29 +171,57 @@ class RedisLog(Log):
     async def read(self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int) -> Slice:
         self.check_open()
         run = self.follower.local_run(run_id)
-        if run is not None and after_seq + 1 < run.tail.first_seq:
-            await self.follower.load(run)
-        if run is not None and run.tail.first_seq <= after_seq + 1 <= run.tail.last_seq:
-            return run.tail.slice(after_seq, max_bytes=max_bytes, max_events=max_events)
+        if run is not None:
+            if after_seq + 1 < run.tail.first_seq:
+                await self.follower.load(run)
+            if run.tail.first_seq <= after_seq + 1 <= run.tail.last_seq:
+                return run.tail.slice(after_seq, max_bytes=max_bytes, max_events=max_events)
+        goes_on = run is not None and run.tail.closed and run.read_until_seq == after_seq
+        if run is not None and goes_on:
+            piece = self.read_ahead.slice(
+                run, after_seq, max_bytes=max_bytes, max_events=max_events
+            )
+            if piece is not None:
+                run.read_until_seq = piece.last_seq
+                return piece
         state, frames, ends = await self.follower.read(
-            run_id, after_seq, max_bytes=max_bytes, max_events=max_events
+            run_id,
+            after_seq,
+            max_bytes=max(max_bytes, PAGE_BYTES) if goes_on else max_bytes,
+            max_events=max(max_events, PAGE_EVENTS) if goes_on else max_events,
         )
         if after_seq + 1 < state.first_seq:
             raise TrimmedError(run_id, state.first_seq)
-        last_seq = after_seq + len(ends)
+        page = Page(Seq(after_seq + 1), frames, ends)
+        piece = page.slice(after_seq, max_bytes=max_bytes, max_events=max_events)
+        if piece is None:
+            return Slice(after_seq + 1, after_seq, b"")
         run = self.follower.local_run(run_id)
         if run is not None:
-            run.is_load_due = run.may_be_loaded
-        if run is not None and ends and last_seq > run.tail.last_seq:
-            # Followers must learn of the end from the tail, whose notifications may be late.
-            await self.follower.catch_up_to(run, last_seq)
-        return Slice(after_seq + 1, last_seq, frames)
+            if run.tail.closed:
+                self._note_read(run, after_seq, piece, page)
+            elif piece.last_seq > run.tail.last_seq:
+                # Followers must learn of the end from the tail, whose notifications may be late.
+                await self.follower.catch_up_to(run, piece.last_seq)
+        return piece
+
+    def _note_read(self, run: LocalRun, after_seq: Seq, piece: Slice, page: Page) -> None:
+        """Keep the rest of the page for a reader that goes on; two readers load the run."""
+        run.is_load_due = run.may_be_loaded and run.read_until_seq not in {None, after_seq}
+        run.read_until_seq = piece.last_seq
+        if piece.last_seq < page.last_seq:
+            self.read_ahead.put(run, page)
 
     @asynccontextmanager
     async def follow(self, run_id: str) -> AsyncIterator[Tail]:
         self.check_open()
-        async with self.follower.follow(run_id) as tail:
-            yield tail
+        try:
+            async with self.follower.follow(run_id) as tail:
+                yield tail
+        finally:
+            run = self.follower.local_run(run_id)
+            if run is not None and not run.followers:
+                self.read_ahead.drop(run)
 
     @property
     @override
@@ -206,6 +236,7 @@ class RedisLog(Log):
         run = self.follower.local_run(run_id)
         if run is not None:
             run.tail.trim(Seq(int(answer[1])))
+            self.read_ahead.drop(run)
 
     async def delete(self, run_id: str) -> None:
         self.check_open()

@@ -53,7 +53,9 @@ class LocalRun:
     may_be_loaded: bool = False
     """The closed run is small, and no load into its tail has been tried."""
     is_load_due: bool = False
-    """A slice of it was read from Redis, so the next one loads all of it."""
+    """Two readers read it from Redis, so the next slice loads all of it."""
+    read_until_seq: Seq | None = None
+    """Where the last slice of the closed run that was read from Redis ended; None: none was."""
     is_joined: bool = False
     """The tail represents the log."""
     join_task: asyncio.Task[None] | None = None

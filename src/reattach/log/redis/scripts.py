@@ -16,7 +16,6 @@ Scripts named ``*_MANY`` work on any number of runs per call, independently of e
 import re
 import struct
 from array import array
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -99,15 +98,14 @@ def split_at(frames: bytes, ends: "array[int]") -> list[bytes]:
     return [frames[begin:end] for begin, end in pairwise([0, *ends])]
 
 
-def slice_bodies(
-    first_seq: Seq, bodies: Sequence[bytes], *, after_seq: Seq, max_bytes: int, max_events: int
+def join_bodies(
+    first_seq: Seq, bodies: Sequence[bytes], *, after_seq: Seq
 ) -> tuple[bytes, "array[int]"]:
     """Return the joined frames after ``after_seq`` from ``bodies``, and their ends.
 
-    The first body begins with ``first_seq``. The frames keep to the bounds, but the first one is
-    returned whatever its size.
+    The first body begins with ``first_seq``.
     """
-    pieces: list[bytes] = []
+    pieces: list[bytes | memoryview] = []
     lengths = array("I")
     for body in bodies:
         if body.startswith(_ONE):  # The most frequent case by far.
@@ -124,19 +122,14 @@ def slice_bodies(
             if first_seq + len(lengths) - 1 > after_seq:
                 break  # The frames before the damaged ones are whole.
             raise
-        pieces.append(body[at:])
+        pieces.append(memoryview(body)[at:])
         lengths.extend(of_body)
     frames, ends = b"".join(pieces), array("Q", accumulate(lengths))
     start = min(max(after_seq + 1 - first_seq, 0), len(ends))
-    begin = ends[start - 1] if start else 0
-    stop = min(bisect_right(ends, begin + max_bytes, start), start + max_events)
-    stop = min(max(stop, start + 1), len(ends))
-    if start == stop:
-        return b"", array("Q")
-    if start == 0 and stop == len(ends):
+    if start == 0:
         return frames, ends
-    kept = array("Q", [end - begin for end in ends[start:stop]])
-    return frames[begin : ends[stop - 1]], kept
+    begin = ends[start - 1]
+    return frames[begin:], array("Q", [end - begin for end in ends[start:]])
 
 
 def ends_of(lengths: bytes) -> "array[int]":
@@ -259,6 +252,8 @@ return {begins and 'begun' or 'ok', state_of(head, stream).raw}
 )
 
 _APPEND: Final = """
+local ENTRY_BYTES = 65536
+
 local function is_retry(state, stream, first, count, close, body)
     local last = first + count - 1
     if close and not (state.closed and last == state.last) then return false end
@@ -286,6 +281,33 @@ local function is_retry(state, stream, first, count, close, body)
     return true
 end
 
+-- Adds one entry. Returns false if the stream must exist and does not.
+local function add_entry(stream, must_exist, first, body)
+    if must_exist then
+        return redis.call('XADD', stream, 'NOMKSTREAM', id(first), 'f', body)
+    end
+    return redis.call('XADD', stream, id(first), 'f', body)
+end
+
+-- Adds the frames of a body, in several entries if it is large: a read takes whole entries.
+local function add(stream, must_exist, first, count, body)
+    if #body <= ENTRY_BYTES then return add_entry(stream, must_exist, first, body) end
+    local lengths, at = lengths_of(body, count)
+    local n = 1
+    while n <= count do
+        local from, size = n, 0
+        repeat
+            size, n = size + lengths[n], n + 1
+        until n > count or size + lengths[n] > ENTRY_BYTES
+        local its_lengths = n - from > 1 and string.sub(body, 1 + 4 * from, 4 * n) or ''
+        local frames = string.sub(body, at, at + size - 1)
+        local entry = struct.pack('<I4', n - from) .. its_lengths .. frames
+        if not add_entry(stream, must_exist, first + from - 1, entry) then return false end
+        at = at + size
+    end
+    return true
+end
+
 local function append(head, stream, packed)
     local kind, token, first = struct.unpack('<Bi8i8', packed)
     local body = string.sub(packed, 18)
@@ -304,12 +326,7 @@ local function append(head, stream, packed)
         return s[3] == '1' and 'closed' or 'mismatch:' .. s[2]
     end
     if count > 0 then
-        if last >= tonumber(s[5]) then
-            local added = redis.call('XADD', stream, 'NOMKSTREAM', id(first), 'f', body)
-            if not added then return 'missing' end
-        else
-            redis.call('XADD', stream, id(first), 'f', body)
-        end
+        if not add(stream, last >= tonumber(s[5]), first, count, body) then return 'missing' end
         last = first + count - 1
     end
     redis.call('HSET', head, 'last', string.format('%.0f', last), 'closed', tostring(kind),
@@ -382,6 +399,7 @@ local size, count, wanted = -bytes_before(batch[1][2][2], after + 1 - tonumber(a
 while true do
     for n = 1, #batch do
         local body = batch[n][2][2]
+        if count + n > 1 and size + #body > room then return answer end
         answer[3 + count + n] = body
         size = size + #body
     end
