@@ -107,6 +107,7 @@ async def test_on_a_slow_disk_the_first_reader_loads_the_run_in_a_thread(
 ) -> None:
     log = await opened_again(tmp_path / "log.db")
     monkeypatch.setattr(read_pool, "_SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(read_pool, "_SLOW_DISK_FACTOR", 1_000_000)
     async with log.follow("run") as tail:
         asked.count = 0
         assert b"".join(await all_slices(log)) == b"".join(FRAMES)

@@ -17,8 +17,8 @@ _SLOW_SECONDS: Final = 0.005
 """A slice takes 30 µs where the system has the file in memory. One that takes longer than this was
 held up by the disk."""
 
-_SLOW_DISK_SECONDS: Final = 1.0
-"""How long slices are read in threads after that, so that such a disk rarely delays the loop."""
+_SLOW_DISK_FACTOR: Final = 100
+"""For how many times as long slices are read in threads after that, as the writer does."""
 
 
 class ReadPool:
@@ -68,8 +68,10 @@ class ReadPool:
             result = work(self.loop_connection)
         except sqlite3.Error:  # A thread may wait for a lock, and reports what is wrong.
             return None
-        if time.monotonic() - began > _SLOW_SECONDS:
-            self._threads_until = began + _SLOW_DISK_SECONDS
+        finally:
+            ended = time.monotonic()
+            if ended - began > _SLOW_SECONDS:
+                self._threads_until = ended + _SLOW_DISK_FACTOR * (ended - began)
         return (result,)
 
     async def aclose(self) -> None:
