@@ -24,6 +24,7 @@ SMALL = Sizes(
     journal_bytes=2000,
     closed_runs_bytes=0,
     checkpoint_bytes=20_000,
+    fold_seconds=0.0,
 )
 """So small that a few events are folded, spilled, pruned and read from disk."""
 

@@ -38,6 +38,8 @@ _RESTART_SHARE: Final = 0.75
 longer the WAL, the fewer of them wait."""
 _STEP_RUNS: Final = 64
 """The most runs per transaction, because each one touches another page of the id index."""
+ENOUGH_RUNS: Final = 32
+"""Closed runs that wait for no others."""
 _PRUNE_ROWS: Final = 256
 _PRUNE_BYTES: Final = 1024 * 1024
 """The most that one transaction deletes, in rows and bytes: about a millisecond of work."""
@@ -61,6 +63,8 @@ class Sizes:
     at_once_bytes: int = 128 * 1024
     """The largest commit in the event loop: a quarter of a millisecond of work. Waking the thread
     and waiting for its answer takes a tenth."""
+    fold_seconds: float = 0.2
+    """How long a closed run waits for others, because each transaction wakes the thread."""
     idle_seconds: float = WAL_IDLE_SECONDS
     """The time without writes after which the WAL is emptied."""
 
@@ -178,6 +182,7 @@ class Folding:
         """The journal may contain frames of a deleted run."""
         self._wake = asyncio.Event()
         self._wake.set()
+        self._fold_due: asyncio.TimerHandle | None = None
 
     def note_row(self, size_bytes: int) -> None:
         """Note that the journal has one more row."""
@@ -202,7 +207,11 @@ class Folding:
         self._unfolded[run.number] = run
         if run.tail.closed:
             self._pending[run] = None
-            self._wake.set()
+            if len(self._pending) >= ENOUGH_RUNS:
+                self._wake.set()
+            elif self._fold_due is None:
+                loop = asyncio.get_running_loop()
+                self._fold_due = loop.call_later(self._sizes.fold_seconds, self._wake.set)
 
     def note_deleted(self, run: RunState) -> None:
         """Note that ``run`` was deleted and needs no folding."""
@@ -216,6 +225,9 @@ class Folding:
         while True:
             await self._wait_for_work()
             self._wake.clear()
+            if self._fold_due is not None:
+                self._fold_due.cancel()
+                self._fold_due = None
             try:
                 while await self._step():
                     pass
