@@ -61,6 +61,8 @@ def blocking_the_event_loop_is_an_error() -> Iterator[None]:
             )
             # So does reading a slice of a run: see docs/decisions/0023.
             one.can_block_in("reattach/log/sqlite/read_pool.py", ("at_once", "try_at_once"))
+            # A short transaction does too: see docs/decisions/0028.
+            one.can_block_in("reattach/records/database/sqlite.py", "attempt")
             # A small commit costs less than a thread: see docs/decisions/0024.
             one.can_block_in("reattach/log/sqlite/writer.py", "_commit_at_once")
         yield

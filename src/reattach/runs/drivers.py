@@ -91,6 +91,6 @@ class Drivers:
         finally:
             driver.opened.set()
             driver.done.set()
-            self.open_runs.drivers.pop(driver.run.id, None)
+            self.open_runs.remove(driver)
             if driver.given_up:
                 give_up(driver.run, STORE_FAILED)

@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 
 from reattach.domain.ids import TenantId
-from reattach.domain.limits import APPEND_RETRY_SECONDS, ENGINE_STOP_SECONDS
+from reattach.domain.limits import APPEND_RETRY_SECONDS, ENGINE_STOP_SECONDS, SETTLED_RUNS_KNOWN
 from reattach.runs.driver import RunDriver
 from reattach.runs.endings import Ending
 
@@ -26,6 +26,8 @@ class OpenRuns:
         self.draining = False
         self.drivers: dict[str, RunDriver] = {}
         self.tasks: set[asyncio.Task[None]] = set()
+        self._settled: dict[str, None] = {}
+        """The newest of the runs that were settled here, for readers that have not seen the end."""
         self._sends = 0
         self._changed = asyncio.Event()
 
@@ -49,6 +51,19 @@ class OpenRuns:
         task = asyncio.create_task(work, name=f"run {run_id}")
         self.tasks.add(task)
         task.add_done_callback(self._on_task_done)
+
+    def remove(self, driver: RunDriver) -> None:
+        """Remove the driver at its end. Idempotent."""
+        run_id = driver.run.id
+        self.drivers.pop(run_id, None)
+        if driver.settled:
+            self._settled[run_id] = None
+            if len(self._settled) > SETTLED_RUNS_KNOWN:
+                del self._settled[next(iter(self._settled))]
+
+    def has_settled(self, run_id: str) -> bool:
+        """Whether the run was settled by this process a moment ago. False may mean long ago."""
+        return run_id in self._settled
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)

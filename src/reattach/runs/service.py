@@ -331,10 +331,9 @@ class RunService:
     async def is_settled_in_time(self, target: Target) -> bool:
         """Wait for the settlement of a run whose log is closed, and return whether it came in time.
 
-        That is SETTLE_WAIT_SECONDS. The store is queried only for runs of other processes, with one
-        query for all waiters.
+        That is SETTLE_WAIT_SECONDS. All waiters share one query of a run of another process.
         """
-        if not target.status.is_active:
+        if not target.status.is_active or self.open_runs.has_settled(target.run_id):
             return True
         try:
             async with asyncio.timeout(SETTLE_WAIT_SECONDS):

@@ -27,6 +27,9 @@ KNOWN_HEADERS_BYTES: Final = 4096
 KNOWN_TARGETS: Final = 1024
 """Runs that resumes find without a query: half a kilobyte for each."""
 
+SETTLED_RUNS_KNOWN: Final = 1024
+"""Runs of which readers need not ask whether they are settled: a tenth of a kilobyte for each."""
+
 REPLAY_TURN_BYTES: Final = 4 * REPLAY_SLICE_BYTES
 """Bytes that a replay writes before it yields to the event loop, at once if that needs no copy."""
 

@@ -359,8 +359,12 @@ class DetachedDelivery(Delivery):
             or following.revoked
             or following.expiry is not self._announced
             or following.failure is not None
-            or (following.closed and self._job.target.status.is_active)
+            or (following.closed and not self._is_known_as_settled())
         )
+
+    def _is_known_as_settled(self) -> bool:
+        target = self._job.target
+        return not target.status.is_active or self._job.runs.open_runs.has_settled(target.run_id)
 
     @override
     def _may_write_at_once(self) -> bool:

@@ -13,10 +13,11 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 from typing_extensions import override
 
+from reattach.domain.errors import ReattachError
 from reattach.records.database.columns import to_json
 from reattach.records.database.prepared import begin as begin_with
 from reattach.records.database.prepared import driver_of
-from reattach.records.database.sqlite_wal import Wal
+from reattach.records.database.sqlite_wal import CHECKPOINT_PAGES, Wal, WalIndex
 from reattach.records.database.transactions import Transactions
 
 _T = TypeVar("_T")
@@ -33,20 +34,26 @@ WAIT_SECONDS: Final = 30.0
 """How long a transaction waits for the earlier ones; after that the file is too slow."""
 
 LOOP_VALUE_BYTES: Final = 16 * 1024
-"""The largest value that is read in the event loop. An agent may have a hundred blocks, and larger
-ones would take it longer than a visit to a thread."""
+"""The largest value that is read or written in the event loop. An agent may have a hundred blocks,
+and larger ones would take it longer than a visit to a thread."""
 
 _readable: Final = partial(str, encoding="utf-8", errors="replace")
 """Decodes a text value. One that is not UTF-8 would make the whole result unreadable."""
-
-_CHECKPOINT_PAGES: Final = 2000
-"""The pages of the WAL after which a commit copies them into the database. Sends change the same
-pages over and over, and each is copied once. It is half of RECORDS_WAL_BYTES."""
 
 _WRITE_CACHE_KIB: Final = 8 * 1024
 _READ_CACHE_KIB: Final = 2 * 1024
 """The memory for pages of one connection. A writer needs more: the OTIDs of clients, and ids that
 are older than the rising ones, are spread over all pages of an index."""
+
+_SLOW_SECONDS: Final = 0.01
+"""A commit that takes longer was held up by the disk."""
+
+_SLOW_DISK_FACTOR: Final = 100
+"""For how many times as long nothing is attempted after that, so that a slow disk takes at most a
+hundredth of the loop's time."""
+
+_SLOW_DISK_SECONDS: Final = 60.0
+"""The longest time for which nothing is attempted after one slow commit."""
 
 _SYNCHRONOUS: Final = {"process": "NORMAL", "power": "FULL"}
 
@@ -58,6 +65,57 @@ def reads(url: URL, durability: Durability) -> Transactions:
     return Transactions(engine, connections=READERS, wait_seconds=WAIT_SECONDS, is_remote=False)
 
 
+class AtOnce:
+    """Makes transactions in the event loop, over a connection that never waits for a lock.
+
+    Waking a thread and the event loop again, and passing the interpreter between them, takes longer
+    than a short one: see docs/decisions/0028.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._pauses_until = 0.0
+
+    def attempt(self, work: Callable[[Connection], _T]) -> tuple[_T] | None:
+        """Return the result of a committed transaction; None if nothing was changed.
+
+        A thread can then wait where this did not, and reports what is wrong. Errors of the domain
+        are raised.
+        """
+        if time.monotonic() < self._pauses_until:
+            return None
+        driver = driver_of(self._connection)
+        try:
+            driver.execute("BEGIN IMMEDIATE")
+            result = work(self._connection)
+            began = time.monotonic()
+            try:
+                driver.execute("COMMIT")
+            finally:
+                self._note_duration(began)
+        except ReattachError:
+            self._roll_back()
+            raise
+        except Exception:  # noqa: BLE001  The thread raises it.
+            self._roll_back()
+            return None
+        return (result,)
+
+    def _note_duration(self, began: float) -> None:
+        ended = time.monotonic()
+        if ended - began > _SLOW_SECONDS:
+            pause = min(_SLOW_DISK_FACTOR * (ended - began), _SLOW_DISK_SECONDS)
+            self._pauses_until = ended + pause
+
+    def _roll_back(self) -> None:
+        driver = driver_of(self._connection)
+        if driver.in_transaction:
+            driver.execute("ROLLBACK")
+
+    def close(self) -> None:
+        self._connection.close()
+
+
 class Writes(Transactions):
     """Transactions that take the write lock when they begin, and keep the file's WAL small."""
 
@@ -66,6 +124,9 @@ class Writes(Transactions):
         _set_up(engine, _pragmas(durability, query_only=False), "BEGIN IMMEDIATE")
         super().__init__(engine, connections=1, wait_seconds=WAIT_SECONDS, is_remote=False)
         self._wal = Wal(url.database or "", self.lend)
+        self._wal_index = WalIndex(url.database or "")
+        # With ``power``, each commit waits for the disk.
+        self._at_once = AtOnce(_loop_writer(url)) if durability == "process" else None
 
     @override
     def transact(self, work: Callable[[Connection], _T]) -> _T:
@@ -77,9 +138,22 @@ class Writes(Transactions):
         self._wal.note_commit()
         return result
 
+    @override
+    def try_at_once(self, work: Callable[[Connection], _T]) -> tuple[_T] | None:
+        if self._at_once is None or self.is_closing or not self._wal_index.lets_commit_at_once():
+            return None
+        return self._at_once.attempt(work)
+
     async def empty_wal(self) -> None:
         """Move the WAL into the database, if no reader prevents that now."""
         await self.visit(self._wal.empty)
+
+    @override
+    def close(self) -> None:
+        super().close()
+        if self._at_once is not None:
+            self._at_once.close()
+        self._wal_index.close()
 
 
 def loop_connection(url: URL, durability: Durability) -> Connection:
@@ -87,8 +161,18 @@ def loop_connection(url: URL, durability: Durability) -> Connection:
 
     It never waits, and refuses values that are larger than LOOP_VALUE_BYTES.
     """
+    return _connect_loop(url, _pragmas(durability, query_only=True))
+
+
+def _loop_writer(url: URL) -> Connection:
+    """Return such a connection for short writes, which leave the WAL to the thread."""
+    pragmas = _pragmas("process", query_only=False)
+    return _connect_loop(url, [*pragmas, "PRAGMA wal_autocheckpoint=0"])
+
+
+def _connect_loop(url: URL, pragmas: list[str]) -> Connection:
     engine = _engine(url, timeout=0.0, poolclass=NullPool, pool_reset_on_return=None)
-    _set_up(engine, _pragmas(durability, query_only=True))
+    _set_up(engine, pragmas)
     connection = engine.connect()
     driver: sqlite3.Connection = driver_of(connection)
     driver.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LOOP_VALUE_BYTES)
@@ -121,7 +205,7 @@ def _pragmas(durability: Durability, *, query_only: bool) -> list[str]:
         f"PRAGMA synchronous={_SYNCHRONOUS[durability]}",
         f"PRAGMA query_only={'ON' if query_only else 'OFF'}",
         "PRAGMA secure_delete=ON",
-        f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}",
+        f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}",
         f"PRAGMA cache_size=-{_READ_CACHE_KIB if query_only else _WRITE_CACHE_KIB}",
     ]
 

@@ -4,7 +4,9 @@ SQLite checkpoints the WAL by itself when it has many pages, but restarts it onl
 reads, and never because the disk is full. Without help it grows under readers and fills the disk.
 """
 
+import os
 import sqlite3
+import struct
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -16,10 +18,46 @@ from sqlalchemy import Connection
 from reattach.domain.limits import RECORDS_WAL_BYTES
 from reattach.records.database.prepared import driver_of
 
+CHECKPOINT_PAGES: Final = 2000
+"""The pages of the WAL after which a commit copies them into the database. Sends change the same
+pages over and over, and each is copied once. It is half of RECORDS_WAL_BYTES."""
+_INDEX_HEADER: Final = struct.Struct("=16xI76xI")
+"""The pages that the WAL has, and those of them that were copied."""
 _READERS_WAIT_MS: Final = 100
 """How long to wait for readers; writers wait meanwhile."""
 _PAUSE_SECONDS: Final = 1.0
 """The shortest pause between two attempts after failures or because of the size."""
+
+
+class WalIndex:
+    """The index of a WAL, a file that SQLite shares among all connections.
+
+    Close it after all connections: closing a file releases every lock that the process has on it.
+    See https://sqlite.org/walformat.html for the format.
+    """
+
+    def __init__(self, file: str) -> None:
+        self._path = f"{file}-shm"
+        self._descriptor: int | None = None
+
+    def lets_commit_at_once(self) -> bool:
+        """Return whether the next commit need not wait for the disk.
+
+        One that begins the WAL anew waits, and one after which it is copied does.
+        """
+        try:
+            if self._descriptor is None:
+                self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            header = os.pread(self._descriptor, _INDEX_HEADER.size, 0)
+            pages, copied = _INDEX_HEADER.unpack(header)
+        except (OSError, struct.error):
+            return False
+        return bool(copied < pages < CHECKPOINT_PAGES)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 class Wal:

@@ -98,7 +98,7 @@ class Transactions:
         """Connections between two transactions. The pool of the engine would spend more on each."""
         self._wait_seconds = wait_seconds
         self._is_remote = is_remote
-        self._is_closing = False
+        self.is_closing = False
 
     async def run(self, work: Callable[[Connection], _T]) -> _T:
         """Run a transaction in a thread and return its result when it is committed.
@@ -107,6 +107,13 @@ class Transactions:
         is not cancelled: a cancelled caller waits for its end.
         """
         return await self.visit(partial(self.transact, work))
+
+    def try_at_once(self, work: Callable[[Connection], _T]) -> tuple[_T] | None:  # noqa: ARG002
+        """Run a short transaction in the calling thread and return its result.
+
+        None means that nothing was changed, and that ``run`` can make it.
+        """
+        return None
 
     async def visit(self, work: Callable[[], _T]) -> _T:
         """Call ``work`` in a thread that owns one of the connections meanwhile."""
@@ -117,7 +124,7 @@ class Transactions:
             else:
                 await self._permits.acquire()
             try:
-                if self._is_closing:
+                if self.is_closing:
                     raise StoreUnavailableError("The server is closing. Try again in a moment.")
                 return await _finish(self._threads.call(work))
             finally:
@@ -206,14 +213,15 @@ class Transactions:
 
     def refuse_more(self) -> None:
         """Let later transactions raise StoreUnavailableError."""
-        self._is_closing = True
+        self.is_closing = True
 
     async def aclose(self) -> None:
         """Wait for the transactions under way and close all connections. Idempotent."""
         self.refuse_more()
-        await asyncio.get_running_loop().run_in_executor(None, self._close)
+        await asyncio.get_running_loop().run_in_executor(None, self.close)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Wait in the calling thread, and close the connections."""
         self._threads.join()
         while self._idle:
             self._idle.pop().close()

@@ -42,7 +42,7 @@ from reattach.records.base import (
 )
 from reattach.records.contexts.contexts import Contexts
 from reattach.records.database import schema
-from reattach.records.database.database import Database
+from reattach.records.database.database import Database, repeat_lost_races
 from reattach.records.database.prepared import PreparedStatement
 from reattach.records.paging import SortOrder, page_of
 from reattach.records.repository import Repository
@@ -71,6 +71,9 @@ from reattach.records.tokens.tokens import revoke_of_run
 
 NOBODY: Final = ""
 """The owner of a disclaimed run: no process registers under this id."""
+
+SHORT_SETTLEMENT: Final = 16
+"""The messages and steps that are written in the event loop, in half a millisecond."""
 
 _runs = schema.runs
 
@@ -119,7 +122,9 @@ class Runs(Repository):
         def create(connection: Connection) -> RunCreated | RunKnown:
             return admission(connection, tenant, run, key, otids)
 
-        return context.added_to(await self._database.in_raced_write(context.admit, create))
+        # An opening may copy a long thread.
+        write = self._database.in_short_write if opening is None else self._database.in_write
+        return context.added_to(await repeat_lost_races(partial(write, context.admit, create)))
 
     async def find_by_key(self, tenant: TenantId, key: RequestKey) -> Run | None:
         """Return the run that the key created. Raises OtidConflictError for another payload."""
@@ -303,8 +308,11 @@ class Runs(Repository):
         (``Records.notifications``). Returns False and changes nothing if the run has ended or does
         not exist, so repeating it is safe.
         """
+        rows = len(settlement.messages) + len(settlement.steps)
+        is_short = rows <= SHORT_SETTLEMENT
+        write = self._database.in_short_write if is_short else self._database.in_write
         # A summary may take the place of its messages in the thread while they are being written.
-        return await self._database.in_raced_write(settle, run_id, settlement)
+        return await repeat_lost_races(partial(write, settle, run_id, settlement))
 
     async def distrust_active(self) -> int:
         """Assume the worst of active runs after a power cut, and return their number.

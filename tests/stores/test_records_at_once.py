@@ -1,0 +1,227 @@
+"""Short transactions that write to SQLite in the event loop, and in a thread where that waits."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, delete, func, insert, select
+
+from reattach.domain.errors import ConflictError, StoreUnavailableError
+from reattach.domain.limits import RECORDS_WAL_BYTES
+from reattach.records.database import schema, sqlite
+from reattach.records.database.database import Database
+from reattach.records.database.prepared import PreparedStatement, driver_of
+from reattach.records.database.transactions import Transactions
+from tests.support.record_samples import NOON
+
+_INSERT = PreparedStatement(insert(schema.abandoned_logs), "run_id", "abandoned_at")
+_COUNT = PreparedStatement(select(func.count()).select_from(schema.abandoned_logs))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "records.db"
+
+
+@pytest.fixture
+async def database(path: Path) -> AsyncIterator[Database]:
+    database = await Database.open(f"sqlite:///{path}")
+    await database.in_write(begin_wal)
+    yield database
+    await database.aclose()
+
+
+@pytest.fixture(autouse=True)
+def no_commit_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count no commit of a busy machine as one of a slow disk."""
+    monkeypatch.setattr(sqlite, "_SLOW_SECONDS", 60.0)
+
+
+@pytest.fixture
+def visits(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Every visit to a thread from now on."""
+    made: list[object] = []
+    visit = Transactions.visit
+
+    async def counted(self: Transactions, work: Any) -> Any:
+        made.append(work)
+        return await visit(self, work)
+
+    monkeypatch.setattr(Transactions, "visit", counted)
+    return made
+
+
+def begin_wal(connection: Connection) -> None:
+    """Let the WAL have pages that are not in the database."""
+    add(connection)
+    connection.execute(delete(schema.abandoned_logs))
+
+
+def add(connection: Connection, run_id: str = "run") -> str:
+    _INSERT.run(connection, {"run_id": run_id, "abandoned_at": NOON})
+    return run_id
+
+
+def count(connection: Connection) -> int:
+    found: int = _COUNT.value(connection, {})
+    return found
+
+
+async def test_a_short_write_is_committed_without_a_thread(
+    database: Database, path: Path, visits: list[object]
+) -> None:
+    assert await database.in_short_write(add, "one") == "one"
+    assert await database.in_single_write(add, "two") == "two"
+    assert not visits
+    with sqlite3.connect(path) as other:
+        assert other.execute("SELECT count(*) FROM abandoned_logs").fetchone() == (2,)
+    other.close()
+
+
+@pytest.mark.parametrize("beginning", [True, False])
+async def test_a_commit_that_waits_for_the_disk_is_made_in_a_thread(
+    path: Path, visits: list[object], *, beginning: bool
+) -> None:
+    """At the beginning of a WAL, and each one with ``durability=power``."""
+    durability: sqlite.Durability = "process" if beginning else "power"
+    database = await Database.open(f"sqlite:///{path}", durability=durability)
+    if not beginning:
+        await database.in_write(begin_wal)
+        visits.clear()
+    await database.in_short_write(add)
+    assert len(visits) == 1
+    await database.aclose()
+
+
+async def test_a_short_write_after_the_wal_was_emptied_is_made_in_a_thread(
+    database: Database, visits: list[object]
+) -> None:
+    await database.in_short_write(add, "one")
+    await database.tidy()
+    visits.clear()
+    await database.in_short_write(add, "two")
+    await database.in_short_write(add, "three")
+    assert len(visits) == 1
+
+
+async def test_a_short_write_waits_for_another_process_in_a_thread(
+    database: Database, path: Path, visits: list[object]
+) -> None:
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    waiting = asyncio.create_task(database.in_short_write(add))
+    await asyncio.sleep(0)
+    assert len(visits) == 1
+    assert not waiting.done()
+    other.execute("COMMIT")
+    other.close()
+    async with asyncio.timeout(30):
+        await waiting
+
+
+@pytest.mark.parametrize(("size", "threads"), [(100, 0), (sqlite.LOOP_VALUE_BYTES + 1, 1)])
+async def test_a_large_value_is_written_in_a_thread(
+    database: Database, visits: list[object], size: int, threads: int
+) -> None:
+    assert len(await database.in_short_write(add, "r" * size)) == size
+    assert len(visits) == threads
+    assert await database.in_read(count) == 1
+
+
+async def test_a_short_write_that_is_refused_changes_nothing(
+    database: Database, visits: list[object]
+) -> None:
+    def refuse(connection: Connection) -> None:
+        add(connection)
+        raise ConflictError("It is taken.")
+
+    with pytest.raises(ConflictError, match="It is taken"):
+        await database.in_short_write(refuse)
+    assert not visits
+    assert await database.in_short_read(count) == 0
+
+
+async def test_a_short_write_that_breaks_a_constraint_is_a_conflict(database: Database) -> None:
+    await database.in_short_write(add)
+    with pytest.raises(ConflictError):
+        await database.in_short_write(add)
+    assert await database.in_short_read(count) == 1
+
+
+async def test_a_fault_in_a_short_write_is_raised_and_changes_nothing(database: Database) -> None:
+    def fail(connection: Connection) -> None:
+        add(connection)
+        raise RuntimeError("A fault.")
+
+    with pytest.raises(RuntimeError, match=r"A fault\."):
+        await database.in_short_write(fail)
+    assert await database.in_short_read(count) == 0
+
+
+async def test_a_failed_commit_in_the_event_loop_is_repeated_in_a_thread(
+    database: Database, visits: list[object]
+) -> None:
+    await database.in_short_write(add, "one")
+
+    def fill(connection: Connection) -> None:
+        if not visits:
+            driver_of(connection).execute("PRAGMA max_page_count = 1")
+            for number in range(100):
+                add(connection, f"{number} {'r' * 4000}")
+        add(connection, "two")
+
+    await database.in_short_write(fill)
+    assert len(visits) == 1
+    assert await database.in_read(count) == 2
+
+
+async def test_a_slow_disk_is_left_to_the_thread_for_a_while(
+    database: Database, visits: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_SLOW_SECONDS", 0.1)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def is_slow(connection: Connection) -> None:
+        nonlocal now
+        add(connection, str(now))
+        driver_of(connection).set_trace_callback(wait)
+
+    def wait(statement: str) -> None:
+        nonlocal now
+        if statement == "COMMIT":
+            now += 0.2
+
+    await database.in_short_write(is_slow)
+    assert not visits
+    now += 19
+    await database.in_short_write(add, "during the pause")
+    assert len(visits) == 1
+    now += 2
+    await database.in_short_write(add, "after it")
+    assert len(visits) == 1
+
+
+async def test_short_writes_do_not_let_the_wal_grow(
+    database: Database, path: Path, visits: list[object]
+) -> None:
+    def write(connection: Connection, number: int) -> None:
+        for place in range(20):
+            add(connection, f"{number} {place} {'r' * 2000}")
+
+    for number in range(1000):
+        await database.in_short_write(write, number)
+    assert Path(f"{path}-wal").stat().st_size <= RECORDS_WAL_BYTES
+    assert 2 <= len(visits) <= 60
+
+
+async def test_a_closing_database_refuses_short_writes(database: Database) -> None:
+    await database.aclose()
+    with pytest.raises(StoreUnavailableError, match="closing"):
+        await database.in_short_write(add)
