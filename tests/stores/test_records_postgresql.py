@@ -232,7 +232,8 @@ async def test_a_write_that_was_ended_because_of_a_deadlock_is_repeated(database
             database.in_write(lock_both, "a", "b"), database.in_write(lock_both, "b", "a")
         )
     assert [*ended] == ["a", "b"]
-    assert len(begun) == 3
+    # The repeated one may be faster than the one that waits, and then meets it once more.
+    assert len(begun) > 2
 
 
 @pytest.mark.promise("P3", "P7")

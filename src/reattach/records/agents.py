@@ -50,6 +50,18 @@ _ONE: Final = PreparedStatement(
     )
 )
 
+OF_CONVERSATION: Final = PreparedStatement(
+    lookup.owned(schema.agents, bindparam("tenant"))
+    .where(
+        schema.agents.c.id
+        == select(schema.conversations.c.agent_id)
+        .where(schema.conversations.c.id == bindparam("row_id"))
+        .scalar_subquery()
+    )
+    .add_columns(_has_blocks.label("has_blocks"), _has_tags.label("has_tags"))
+)
+"""The row of the agent of the conversation ``row_id``: see ``agent_of_row``."""
+
 AgentOrder = Literal["created_at", "updated_at", "last_run_completion"]
 
 
@@ -215,11 +227,17 @@ class Agents(Repository):
 
 def agent_of(connection: Connection, tenant: TenantId, agent_id: AgentId) -> Agent:
     """Return the agent with its blocks and tags. Raises NotFoundError."""
-    row = lookup.require(connection, schema.agents, tenant, agent_id, _ONE)
+    return agent_of_row(
+        connection, lookup.require(connection, schema.agents, tenant, agent_id, _ONE)
+    )
+
+
+def agent_of_row(connection: Connection, row: Row) -> Agent:
+    """Return the agent of a row that says whether it has blocks and tags, with these."""
     return _agents(
         [row],
-        _tags_of(connection, [agent_id]) if row["has_tags"] else (),
-        blocks_of(connection, _OWNER, [agent_id]) if row["has_blocks"] else {},
+        _tags_of(connection, [row["id"]]) if row["has_tags"] else (),
+        blocks_of(connection, _OWNER, [row["id"]]) if row["has_blocks"] else {},
     )[0]
 
 

@@ -19,12 +19,12 @@ from reattach.domain.ids import (
 )
 from reattach.domain.messages import Message
 from reattach.records import lookup, threads
-from reattach.records.agents import agent_of
+from reattach.records.agents import OF_CONVERSATION, agent_of_row
 from reattach.records.audit_log import Action, note
 from reattach.records.base import Actor, Agent, Block, Conversation, Page, Thread
 from reattach.records.blocks import blocks_of, insert_blocks
 from reattach.records.database import schema
-from reattach.records.database.prepared import PreparedStatement, Row
+from reattach.records.database.prepared import PreparedStatement, Row, ask
 from reattach.records.paging import SortOrder, page_of
 from reattach.records.repository import Repository
 from reattach.records.tokens.tokens import revoke_of_conversation
@@ -273,6 +273,10 @@ def _conversation(row: Row, isolated: Mapping[ConversationId, tuple[Block, ...]]
 
 def _get(connection: Connection, tenant: TenantId, conversation_id: ConversationId) -> Conversation:
     row = lookup.require(connection, schema.conversations, tenant, conversation_id, _ONE)
+    return _of_row(connection, row)
+
+
+def _of_row(connection: Connection, row: Row) -> Conversation:
     has_blocks = row["has_blocks"]
     isolated = blocks_of(connection, _ISOLATED_OWNER, [row["id"]]) if has_blocks else {}
     return _conversation(row, isolated)
@@ -281,8 +285,14 @@ def _get(connection: Connection, tenant: TenantId, conversation_id: Conversation
 def _with_agent(
     connection: Connection, tenant: TenantId, conversation_id: ConversationId
 ) -> tuple[Conversation, Agent]:
-    conversation = _get(connection, tenant, conversation_id)
-    return conversation, agent_of(connection, tenant, conversation.agent_id)
+    asked = {"tenant": tenant, "row_id": conversation_id}
+    found, agents = ask(connection, (_ONE, asked), (OF_CONVERSATION, asked))
+    if not found:
+        raise lookup.not_found(schema.conversations, conversation_id)
+    conversation = _of_row(connection, _ONE.named(connection, found)[0])
+    if not agents:
+        raise lookup.not_found(schema.agents, conversation.agent_id)
+    return conversation, agent_of_row(connection, OF_CONVERSATION.named(connection, agents)[0])
 
 
 def insert_conversation(

@@ -28,6 +28,7 @@ from sqlalchemy import (
 from reattach.domain.approvals import FOLLOWING, PendingApproval, pending_approval
 from reattach.domain.context import ids_in_context, in_context, model_messages, summary_of
 from reattach.domain.context_messages import ContextMessages
+from reattach.domain.events import Usage
 from reattach.domain.ids import MessageId, StepId, TenantId
 from reattach.domain.messages import Message, Role, SummaryPart
 from reattach.records import lookup
@@ -35,7 +36,7 @@ from reattach.records.base import Thread
 from reattach.records.contexts.contexts import CachedContext, ThreadContext, last_step
 from reattach.records.contexts.message_rows import PIECE_ROWS, Placed, PlacedMessages, message_of
 from reattach.records.database import schema
-from reattach.records.database.prepared import Changes, PreparedInsert, PreparedStatement
+from reattach.records.database.prepared import Changes, PreparedInsert, PreparedStatement, ask
 
 _SYSTEM: Final = 0
 SHORT_THREAD: Final = 200
@@ -87,9 +88,24 @@ _PLACE: Final = PreparedStatement(
     )
 )
 _LAST: Final = PreparedStatement(last_position(bindparam("thread_key")))
-_USAGE: Final = PreparedStatement(
-    select(schema.steps.c.usage).where(schema.steps.c.id == bindparam("step_id"))
+_steps, _messages = schema.steps, schema.messages
+_USAGE: Final = PreparedStatement(select(_steps.c.usage).where(_steps.c.id == bindparam("step_id")))
+_newest_step: Final = (
+    _OF_THREAD.with_only_columns(_messages.c.step_id)
+    .where(
+        _position >= bindparam("first"),
+        _messages.c.role == Role.ASSISTANT,
+        _messages.c.step_id.is_not(None),
+    )
+    .order_by(_position.desc())
+    .limit(1)
 )
+_NEWEST_USAGE: Final = PreparedStatement(
+    select(_steps.c.id, _steps.c.usage).where(
+        _steps.c.id == func.coalesce(_newest_step.scalar_subquery(), bindparam("step_id"))
+    )
+)
+"""The usage of the last answer since position ``first``, or else that of the step ``step_id``."""
 _ids: Final = select(_places.c.message_id).order_by(_position)
 # Without the messages: few of them are summaries, which another statement finds.
 _IDS: Final = PreparedStatement(_ids.where(_places.c.thread_key == bindparam("thread_key")))
@@ -148,13 +164,9 @@ def context(
     """
     asked: dict[str, object] = {"thread_key": thread.key}
     if cached is not None:
-        system = _SYSTEM_MESSAGE.read(connection, asked)
-        newer = _FROM.read(connection, asked | {"first": cached.place[0]})
-        later = [one.message for one in newer[1:]]
-        is_same = bool(newer) and newer[0].place == cached.place
-        if system and is_same and not any(one.role is Role.SUMMARY for one in later):
-            cached = cached.grown_by(later, newer[-1].place)
-            return _context_of(connection, system[0].message, cached), cached
+        grown = _grown(connection, asked, cached)
+        if grown is not None:
+            return grown
     placed = _read_context(connection, asked, in_one_piece=in_one_piece)
     if placed is None:
         return None
@@ -167,6 +179,28 @@ def context(
         return ThreadContext((), ContextMessages(messages), for_model, counted), None
     cached = CachedContext.of(messages[1:], placed[-1].place, step_id)
     return _context_of(connection, messages[0], cached), cached
+
+
+def _grown(
+    connection: Connection, asked: Mapping[str, object], cached: CachedContext
+) -> tuple[ThreadContext, CachedContext] | None:
+    """Return the cached context with the messages since then; None if it is no longer valid."""
+    since = {**asked, "first": cached.place[0], "step_id": cached.step_id}
+    rows = ask(
+        connection, (_SYSTEM_MESSAGE.stored, asked), (_FROM.stored, since), (_NEWEST_USAGE, since)
+    )
+    system = _SYSTEM_MESSAGE.decoded(connection, asked, rows[0])
+    newer = _FROM.decoded(connection, since, rows[1])
+    later = [one.message for one in newer[1:]]
+    is_same = bool(newer) and newer[0].place == cached.place
+    if not system or not is_same or any(one.role is Role.SUMMARY for one in later):
+        return None
+    cached = cached.grown_by(later, newer[-1].place)
+    usages: dict[StepId | None, Usage] = dict(rows[2])
+    usage = usages.get(cached.step_id)
+    counted = None if usage is None else usage.prompt_tokens or None
+    context = ThreadContext((system[0].message,), cached.messages, cached.for_model, counted)
+    return context, cached
 
 
 def _read_context(
@@ -259,6 +293,17 @@ def pending(connection: Connection, thread: Thread) -> PendingApproval | None:
     """Return the approval request of the thread that has no answer."""
     rows = _SINCE_SPOKEN.mappings(connection, {"thread_key": thread.key})
     return pending_approval([message_of(row) for row in rows])
+
+
+def pending_after(
+    connection: Connection, thread: Thread, context: ThreadContext | None
+) -> PendingApproval | None:
+    """Return the same; ``context`` is the present context of the thread, if it is known."""
+    following = () if context is None else context.following
+    # A summary may stand for the message with the calls, so that one is read.
+    if any(one.role not in FOLLOWING for one in reversed(following)):
+        return pending_approval(following)
+    return pending(connection, thread)
 
 
 def answers(connection: Connection, thread: Thread, limit: int) -> list[Message]:

@@ -64,12 +64,18 @@ class PlacedMessages:
             type_coerce(statement.selected_columns[name], NullType).label(name)
             for name in ("position", *_FIELDS)
         ]
-        self._stored = PreparedStatement(statement.with_only_columns(*columns))
+        self.stored: Final = PreparedStatement(statement.with_only_columns(*columns))
 
     def read(self, connection: Connection, values: Values) -> list[Placed]:
         """Return the messages in the order of the query."""
+        return self.decoded(connection, values, self.stored.rows(connection, values))
+
+    def decoded(
+        self, connection: Connection, values: Values, rows: Sequence[Sequence[Any]]
+    ) -> list[Placed]:
+        """Return the messages of the rows that the statement ``stored`` returned."""
         try:
-            return [_placed(row) for row in self._stored.rows(connection, values)]
+            return [_placed(row) for row in rows]
         except _DamagedError:
             typed = self._typed.mappings(connection, values)
             return [Placed(row["position"], message_of(row)) for row in typed]

@@ -7,22 +7,72 @@ import asyncio
 import os
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final, Self
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import psycopg
 from psycopg.abc import PQGen
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.errors import error_from_result
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+from psycopg.waiting import Wait
 from typing_extensions import override
 
 from reattach.sockets import unacknowledged_bytes
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGresult
 
 SILENCE_SECONDS: Final = 6.0
 """How long nothing may move in either direction while a reply is awaited. A server that waits for a
 lock gives up before that and says so; a silent one is gone, though the network may not show it."""
 
 
+PREPARED_MOST: Final = 200
+"""Statements that a connection prepares. Each takes memory of the server until it is closed."""
+
+Statement = tuple[str, Sequence[Any]]
+"""A text with numbers for its parameters, and their values in order."""
+
+_COMMIT: Final[Statement] = ("COMMIT", ())
+_DONE: Final = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK})
+
+
+class Answer(NamedTuple):
+    """The answer to a statement."""
+
+    rows: list[list[Any]]
+    changed: int
+    """The number of rows that it changed or returned."""
+
+
 class BoundedConnection(psycopg.Connection[Any]):
-    """A connection whose every command ends, with OperationalError when the server is silent."""
+    """A connection whose every command ends, with OperationalError when the server is silent.
+
+    ``ask`` and ``commit`` send all statements that wait and receive all answers in one round trip.
+    The driver's cursors need several, each of which costs them twice as much. They can be used too:
+    everything is executed in order.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.commits_later = False
+        """Let ``commit`` not wait for the server, for transactions that only read."""
+        self.has_begun = False
+        """Whether the server has answered a statement of the transaction."""
+        self.may_have_committed = False
+        """Whether a commit failed in such a way that it may have happened."""
+        self._waiting: list[Statement] = []
+        """Statements that will be sent together with the next one."""
+        self._unread: list[tuple[str, bytes] | None] = []
+        """The messages whose results were not received, in order: the text that is prepared with
+        its name, or None for an execution."""
+        self._unread_syncs = 0
+        self._names: dict[str, bytes] = {}
+        """The names of prepared statements by their texts."""
+        self._names_given = 0
 
     @classmethod
     def open(cls, session: str, **arguments: Any) -> Self:
@@ -35,8 +85,155 @@ class BoundedConnection(psycopg.Connection[Any]):
             raise
         return connection
 
+    def begin_with(self, statement: str) -> None:
+        """Begin a transaction, which the server learns together with its first statement."""
+        self._waiting = [(statement, ())]
+        self.has_begun = self.may_have_committed = False
+
+    def defer(self, sql: str, values: Sequence[Any]) -> None:
+        """Execute a statement together with the next one or the commit, which raises its error."""
+        self._waiting.append((sql, values))
+
+    def ask(self, *statements: Statement) -> list[Answer]:
+        """Execute the statements in order and return their answers.
+
+        Each one sees the changes of those before it. Without ``begin_with`` they are committed.
+        """
+        waiting, self._waiting = self._waiting, []
+        self._send([*waiting, *statements])
+        results = self._receive()
+        self.has_begun = True
+        return [self._answer(result) for result in results[len(results) - len(statements) :]]
+
+    @override
+    def commit(self) -> None:
+        try:
+            self._commit()
+        except psycopg.Error:
+            if not self.closed:
+                self.rollback()  # SQLAlchemy takes a failed commit for the end of the transaction.
+            raise
+
+    def _commit(self) -> None:
+        if not self.has_begun and self._waiting:
+            if len(self._waiting) == 1:  # The server knows nothing of the transaction.
+                self._waiting = []
+                return
+            self.ask()  # Once the server has begun, a lost connection cannot be replaced.
+        if not self._waiting and self.pgconn.transaction_status == TransactionStatus.IDLE:
+            return
+        waiting, self._waiting = self._waiting, []
+        self._send([*waiting, _COMMIT])
+        if self.commits_later and not self.pgconn.flush():
+            return
+        self.may_have_committed = True
+        self._receive(certain=len(waiting))
+        self.may_have_committed = False
+
+    @override
+    def rollback(self) -> None:
+        self._waiting = []
+        if self._unread_syncs:
+            self.ask()
+        if self.pgconn.transaction_status != TransactionStatus.IDLE:
+            # Not by the driver, which would also drop every prepared statement.
+            self.ask(("ROLLBACK", ()))
+
+    def _send(self, statements: Sequence[Statement]) -> None:
+        """Write the statements, all of them or none."""
+        pgconn, adapter, names = self.pgconn, self._adapter, self._names
+        # A value that cannot be sent is found before anything is.
+        bound = [
+            adapter.dump_sequence(values, [PyFormat.TEXT] * len(values)) if values else None
+            for _, values in statements
+        ]
+        try:
+            if not self._unread_syncs:
+                pgconn.enter_pipeline_mode()
+            for (sql, _), values in zip(statements, bound, strict=True):
+                name = names.get(sql)
+                if name is None:
+                    name = self._prepare(sql)
+                pgconn.send_query_prepared(name, values)
+                self._unread.append(None)
+            pgconn.pipeline_sync()
+            self._unread_syncs += 1
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, sql: str) -> bytes:
+        """Send the text to be prepared, and return the name that it will have."""
+        name = b""  # One that the next text replaces.
+        if len(self._names) < PREPARED_MOST:
+            self._names_given += 1
+            name = b"r%d" % self._names_given
+        self.pgconn.send_prepare(name, sql.encode())
+        self._unread.append((sql, name))
+        return name
+
+    def _receive(self, *, certain: int = 0) -> "list[PGresult]":
+        """Return the results of all executions without an answer, in order.
+
+        Raises the first error. ``may_have_committed`` is set to False if that is the error of one
+        of the ``certain`` first executions.
+        """
+        try:
+            results = super().wait(self._bounded(self._results()))
+            self.pgconn.exit_pipeline_mode()
+        except BaseException:
+            self.close()
+            raise
+        unread, self._unread = self._unread, []
+        executed: list[PGresult] = []
+        for prepared, result in zip(unread, results, strict=True):
+            if result.status not in _DONE:
+                if len(executed) < certain:
+                    self.may_have_committed = False
+                raise error_from_result(result)
+            if prepared is None:
+                executed.append(result)
+            elif name := prepared[1]:
+                self._names[prepared[0]] = name
+        return executed
+
+    def _results(self) -> "PQGen[list[PGresult]]":
+        """Receive everything that the server answers to what was sent."""
+        pgconn = self.pgconn
+        results: list[PGresult] = []
+        while self._unread_syncs:
+            unsent = pgconn.flush()
+            if not (yield Wait.RW if unsent else Wait.R):
+                continue
+            try:
+                pgconn.consume_input()
+            except psycopg.OperationalError:
+                _raise_first(results)  # The server may have said why it hangs up.
+                raise
+            while self._unread_syncs and not pgconn.is_busy():
+                result = pgconn.get_result()
+                if result is None:  # The end of the results of one message.
+                    if pgconn.status == ConnStatus.BAD:
+                        raise psycopg.OperationalError("the connection is lost")
+                elif result.status == ExecStatus.PIPELINE_SYNC:
+                    self._unread_syncs -= 1
+                else:
+                    results.append(result)
+        return results
+
+    def _answer(self, result: "PGresult") -> Answer:
+        adapter = self._adapter
+        adapter.set_pgresult(result)
+        return Answer(adapter.load_rows(0, result.ntuples, list), result.command_tuples or 0)
+
+    @cached_property
+    def _adapter(self) -> Any:
+        return Transformer(self)
+
     @override
     def wait(self, gen: PQGen[Any], *args: Any, **rest: Any) -> Any:
+        if self._waiting or self._unread_syncs:
+            self.ask()
         return super().wait(self._bounded(gen), *args, **rest)
 
     def _bounded(self, gen: PQGen[Any]) -> PQGen[Any]:
@@ -98,6 +295,13 @@ class ListeningConnection(psycopg.AsyncConnection[Any]):
             await self.execute(statement)
         finally:
             alarm.cancel()
+
+
+def _raise_first(results: "Sequence[PGresult]") -> None:
+    """Raise the first error of the results, if there is one."""
+    for result in results:
+        if result.status not in _DONE:
+            raise error_from_result(result)
 
 
 def _hang_up(connection: psycopg.BaseConnection[Any]) -> None:

@@ -39,7 +39,9 @@ class Database:
     A transaction is one function over a synchronous connection. It is called in a thread, and must
     not touch anything that belongs to the event loop. Short ones are called in the event loop on
     SQLite, and in a thread after all if they would have to wait. A write is called again if
-    PostgreSQL ended it, and undid all of it, because of a deadlock with another one.
+    PostgreSQL ended it, and undid all of it, because of a deadlock with another one. Every function
+    is called again if its first statement finds that the connection to PostgreSQL was lost since
+    the last transaction.
 
     A read sees one state and waits for no write. Each statement of a write sees what was committed
     before it, and two writes that change the same rows run one after the other. In SQLite all

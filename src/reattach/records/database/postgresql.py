@@ -20,7 +20,7 @@ from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, 
 from reattach.domain.errors import StartupError
 from reattach.extras import install_hint
 from reattach.records.database.columns import to_json
-from reattach.records.database.prepared import begin as begin_with
+from reattach.records.database.prepared import driver_of
 from reattach.records.database.transactions import Transactions
 
 if TYPE_CHECKING:
@@ -99,17 +99,20 @@ def reads(address: URL) -> Transactions:
     They hold no locks, so they may be idle for as long as a slow network takes for an answer.
     """
     idle = f"SET idle_in_transaction_session_timeout = {int(STATEMENT_SECONDS * 1000)}"
-    read_only = f"{_SESSION};{idle};SET default_transaction_read_only = on"
-    return _transactions(address, READERS, "BEGIN ISOLATION LEVEL REPEATABLE READ", read_only)
+    session = f"{_SESSION};{idle};SET default_transaction_read_only = on"
+    begin = "BEGIN ISOLATION LEVEL REPEATABLE READ"
+    return _transactions(address, READERS, begin, session, read_only=True)
 
 
 def begin_group(connection: Connection) -> None:
     """Let no lock that one of several writes needs delay the others for long."""
     milliseconds = int(GROUP_LOCK_SECONDS * 1000)
-    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
+    driver_of(connection).defer(f"SET LOCAL lock_timeout = {milliseconds}", ())
 
 
-def _transactions(address: URL, connections: int, begin: str, session: str) -> Transactions:
+def _transactions(
+    address: URL, connections: int, begin: str, session: str, *, read_only: bool = False
+) -> Transactions:
     engine = _engine(
         address,
         pool_size=connections,
@@ -123,11 +126,13 @@ def _transactions(address: URL, connections: int, begin: str, session: str) -> T
 
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: Any, _record: Any, _args: Any, arguments: Any) -> BoundedConnection:
-        return BoundedConnection.open(session, **arguments)
+        connection = BoundedConnection.open(session, **arguments)
+        connection.commits_later = read_only
+        return connection
 
     @event.listens_for(engine, "begin")
     def start(connection: Connection) -> None:
-        begin_with(connection, begin)
+        driver_of(connection).begin_with(begin)
 
     return Transactions(engine, connections=connections, wait_seconds=WAIT_SECONDS, is_remote=True)
 

@@ -44,13 +44,16 @@ class PreparedStatement:
 
     def rows(self, connection: Connection, values: Values) -> list[list[Any]]:
         """Return all rows, each with its values in the order of the columns."""
-        return self.compiled_for(connection).rows(connection, values)
+        return ask(connection, (self, values))[0]
 
     def mappings(self, connection: Connection, values: Values) -> list[dict[str, Any]]:
         """Return all rows, each with its values by the names of the columns."""
-        compiled = self.compiled_for(connection)
-        names = compiled.names
-        return [dict(zip(names, row, strict=True)) for row in compiled.rows(connection, values)]
+        return self.named(connection, self.rows(connection, values))
+
+    def named(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+        """Return rows that ``ask`` returned for this statement, by the names of the columns."""
+        names = self.compiled_for(connection).names
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
     def first(self, connection: Connection, values: Values) -> dict[str, Any] | None:
         """Return the first row by the names of its columns; None if there is no row."""
@@ -64,7 +67,14 @@ class PreparedStatement:
 
     def run(self, connection: Connection, values: Values) -> int:
         """Execute a statement that returns no rows, and return the number of changed ones."""
-        return self.compiled_for(connection).run(connection, values)
+        compiled = self.compiled_for(connection)
+        bound, driver = compiled.bound(values), driver_of(connection)
+        try:
+            if compiled.is_numbered:
+                return cast("int", driver.ask((compiled.sql, bound))[0].changed)
+            return cast("int", driver.execute(compiled.sql, bound).rowcount)
+        except connection.dialect.loaded_dbapi.Error as error:
+            raise _wrapped(connection, compiled.sql, error) from error
 
     def compiled_for(self, connection: Connection) -> "_Compiled":
         compiled = self._compiled.get(connection.dialect.name)
@@ -72,6 +82,31 @@ class PreparedStatement:
             compiled = _Compiled(self._statement, connection.dialect, self._columns)
             self._compiled[connection.dialect.name] = compiled
         return compiled
+
+
+Rows = Sequence[Sequence[Any]]
+"""Rows of ``ask``, each with its values in the order of the columns."""
+
+Query = tuple[PreparedStatement, Values]
+"""A statement with the values of its parameters."""
+
+
+def ask(connection: Connection, *asked: Query) -> list[list[list[Any]]]:
+    """Execute statements in order and return the rows of each, as ``PreparedStatement.rows`` does.
+
+    PostgreSQL takes one round trip for all.
+    """
+    found = [(one.compiled_for(connection), values) for one, values in asked]
+    statements = [(compiled.sql, compiled.bound(values)) for compiled, values in found]
+    driver = driver_of(connection)
+    try:
+        if found[0][0].is_numbered:
+            rows = [answer.rows for answer in driver.ask(*statements)]
+        else:
+            rows = [list(map(list, driver.execute(*one).fetchall())) for one in statements]
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise _wrapped(connection, statements[0][0], error) from error
+    return [compiled.converted(one) for (compiled, _), one in zip(found, rows, strict=True)]
 
 
 class PreparedInsert:
@@ -113,8 +148,8 @@ class PreparedInsert:
 class Changes:
     """Changes of one transaction that do not depend on each other.
 
-    PostgreSQL makes them by one statement, because each one costs a round trip. SQLite makes them
-    in their order. The first one may be a query, whose rows are dropped.
+    PostgreSQL makes them by one statement, which is sent together with the next one or the commit.
+    SQLite makes them in their order. The first one may be a query, whose rows are dropped.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -131,7 +166,7 @@ class Changes:
         self._made.append((statement, values))
 
     def make(self) -> None:
-        """Execute all of them."""
+        """Execute all of them. On PostgreSQL their error may come later in the transaction."""
         connection = self._connection
         if not self._at_once:
             for statement, values in self._made:
@@ -142,7 +177,7 @@ class Changes:
             piece = found[first : first + _TOGETHER]
             sql = _together(tuple(compiled for compiled, _ in piece))
             bound = [value for compiled, values in piece for value in compiled.bound(values)]
-            piece[0][0].execute(connection, sql, bound)
+            driver_of(connection).defer(sql, bound)
 
 
 @lru_cache(maxsize=512)
@@ -168,12 +203,9 @@ class _Compiled:
         keys = None if isinstance(statement, Select) else list(columns)
         compiled = statement.compile(dialect=dialect, column_keys=keys)
         self.sql = str(compiled)
-        self._cursor: Callable[[Any], Any] | None = None
         order: Sequence[str] | None = compiled.positiontup
+        self.is_numbered: Final = order is None
         if order is None:
-            from psycopg import RawCursor
-
-            self._cursor = RawCursor
             self.sql, order = _numbered(self.sql)
         self.parameters: Final = len(order)
         self._constants: list[Any] = [None] * len(order)
@@ -197,16 +229,12 @@ class _Compiled:
             if convert is not None:
                 self._conversions.append((place, convert))
 
-    def rows(self, connection: Connection, values: Values) -> list[list[Any]]:
-        found = self.execute(connection, self.sql, self.bound(values)).fetchall()
-        rows = [list(row) for row in found]
+    def converted(self, rows: list[list[Any]]) -> list[list[Any]]:
+        """Return the driver's rows with the values of the columns."""
         for row in rows:
             for place, convert in self._conversions:
                 row[place] = convert(row[place])
         return rows
-
-    def run(self, connection: Connection, values: Values) -> int:
-        return cast("int", self.execute(connection, self.sql, self.bound(values)).rowcount)
 
     def bound(self, values: Values) -> list[Any]:
         """Return the values of all parameters in order, as the driver takes them."""
@@ -214,16 +242,6 @@ class _Compiled:
         for place, name, convert in self._given:
             bound[place] = values[name] if convert is None else convert(values[name])
         return bound
-
-    def execute(self, connection: Connection, sql: str, bound: list[Any]) -> Any:
-        """Execute the text and return the driver's cursor."""
-        driver = driver_of(connection)
-        try:
-            if self._cursor is None:
-                return driver.execute(sql, bound)
-            return self._cursor(driver).execute(sql, bound)
-        except connection.dialect.loaded_dbapi.Error as error:
-            raise _wrapped(connection, sql, error) from error
 
 
 def _wrapped(connection: Connection, sql: str, error: Exception) -> BaseException:

@@ -9,7 +9,7 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -23,6 +23,7 @@ from reattach.domain.errors import ConflictError, InvalidArgumentError, StoreUna
 from reattach.domain.errors.stores import CommitUnknownError
 from reattach.futures import settle
 from reattach.records.database.columns import UnstorableError
+from reattach.records.database.prepared import driver_of
 
 _T = TypeVar("_T")
 
@@ -131,18 +132,29 @@ class Transactions:
                 self._permits.release()
 
     def transact(self, work: Callable[[Connection], _T]) -> _T:
-        """Run a transaction in the calling thread and return its result."""
+        """Run a transaction in the calling thread and return its result.
+
+        A connection that was kept may be lost by now, which the first statement of ``work`` finds;
+        then ``work`` is called again with a new one.
+        """
 
         def committed(connection: Connection) -> _T:
+            connection.begin()
+            driver = driver_of(connection)
             result = work(connection)
-            if self._is_remote:
-                with translate_commit_failures():
-                    connection.commit()
-            else:
+            with translate_commit_failures(driver) if self._is_remote else nullcontext():
                 connection.commit()
             return result
 
-        return self._use(self._begin(), committed)
+        kept = self._take_idle()
+        if kept is not None:
+            driver = driver_of(kept)
+            try:
+                return self._use(kept, committed)
+            except DBAPIError as error:
+                if not self._is_remote or not error.connection_invalidated or driver.has_begun:
+                    raise
+        return self._use(self.engine.connect(), committed)
 
     async def run_alone(self, statement: Callable[[Connection], _T]) -> _T:
         """Execute one statement as ``run`` does; it may be executed twice.
@@ -172,29 +184,6 @@ class Transactions:
             raise
         self._idle.append(connection)
         return result
-
-    def _begin(self) -> Connection:
-        """Return a connection whose transaction has begun.
-
-        One that is kept may have been lost meanwhile. The begin notices that, so no ping is needed.
-        """
-        kept = self._take_idle()
-        if kept is not None:
-            try:
-                kept.begin()
-            except DBAPIError as error:
-                kept.close()
-                if not error.connection_invalidated:
-                    raise
-            else:
-                return kept
-        connection = self.engine.connect()
-        try:
-            connection.begin()
-        except BaseException:
-            connection.close()
-            raise
-        return connection
 
     @contextmanager
     def lend(self) -> Iterator[Connection]:
@@ -366,13 +355,15 @@ def translate_failures() -> Iterator[None]:
 
 
 @contextmanager
-def translate_commit_failures() -> Iterator[None]:
-    """Raise the failure of a commit over a network as CommitUnknownError."""
+def translate_commit_failures(driver: Any) -> Iterator[None]:
+    """Raise the failure of a commit over a network as CommitUnknownError, unless it is certain."""
     try:
         yield
     except IntegrityError:
         raise
     except (DBAPIError, TimeoutError) as error:
+        if not driver.may_have_committed:
+            raise
         raise CommitUnknownError(
             "The database did not confirm a change in time, so it may have been made. "
             "Send the same request again, with its OTIDs; if it persists, check the database."

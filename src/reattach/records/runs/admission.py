@@ -9,8 +9,9 @@ made this run the only active one of the thread, because then no other run can a
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -29,7 +30,13 @@ from sqlalchemy import (
     update,
 )
 
-from reattach.domain.approvals import answered_ids, has_answer, resolve_input, same_answer
+from reattach.domain.approvals import (
+    PendingApproval,
+    answered_ids,
+    has_answer,
+    resolve_input,
+    same_answer,
+)
 from reattach.domain.errors import (
     AnswerRefusedError,
     ConversationBusyError,
@@ -47,7 +54,15 @@ from reattach.records.base import RequestKey, Run, RunKnown, Thread
 from reattach.records.conversations import insert_conversation
 from reattach.records.database import schema
 from reattach.records.database.columns import Moment
-from reattach.records.database.prepared import Changes, PreparedInsert, PreparedStatement, Row
+from reattach.records.database.prepared import (
+    Changes,
+    PreparedInsert,
+    PreparedStatement,
+    Query,
+    Row,
+    Rows,
+    ask,
+)
 from reattach.records.runs import retries
 from reattach.records.runs.created import RunCreated
 from reattach.records.runs.openings import Opening, find_conversation, insert_key
@@ -117,20 +132,25 @@ def admit(
     digest: retries.RequestDigest | None = None,
     opening: Opening | None = None,
     repeated: bool = False,
+    pending: Callable[[Connection], PendingApproval | None],
 ) -> RunCreated | RunKnown:
     """Create the run unless its key is known: see ``Runs.create``.
 
     ``approvals.resolve_input`` completes the input of a run that answers an approval request.
+    ``pending`` returns the one that the thread waits for once its run is created.
     """
     if key is not None and not key.otids:
         key = None
+    create = partial(
+        _admit, connection, tenant, run, key, otids, digest=digest, opening=opening, pending=pending
+    )
     if not repeated:
-        return _admit(connection, tenant, run, key, otids, digest=digest, opening=opening)
+        return create()
     # The earlier attempt may land before any of the queries, and its run is this one.
     if (own := _find_own(connection, tenant, run)) is not None:
         return own
     try:
-        outcome = _admit(connection, tenant, run, key, otids, digest=digest, opening=opening)
+        outcome = create()
     except ReattachError:
         if (own := _find_own(connection, tenant, run)) is None:
             raise
@@ -153,16 +173,12 @@ def _admit(
     *,
     digest: retries.RequestDigest | None,
     opening: Opening | None,
+    pending: Callable[[Connection], PendingApproval | None],
 ) -> RunCreated | RunKnown:
-    known = _find_known(connection, tenant, key)
-    if known is None and digest is not None:
-        row = retries.find_repeated(connection, tenant, digest, run.created_at)
-        known = None if row is None else run_of(row)
+    known, thread_rows = _look_up(connection, tenant, run, key, digest=digest, opening=opening)
     if known is not None:
         return RunKnown(known)
-    if opening is not None:
-        _open(connection, tenant, opening)
-    active = _active_in(connection, tenant, run.thread)
+    active = _active_in(connection, run.thread, thread_rows)
     if active is not None:
         # Another process may have committed the key's own run since the query above.
         known = _find_known(connection, tenant, key)
@@ -171,11 +187,11 @@ def _admit(
         if known is not None:
             return RunKnown(known)
         raise ConversationBusyError(active.id, run.thread.key)
-    pending = None
+    answered = None
     if has_answer(run.input):
-        pending = threads.pending(connection, run.thread)
+        answered = threads.pending(connection, run.thread)
         try:
-            run = replace(run, input=resolve_input(run.input, pending))
+            run = replace(run, input=resolve_input(run.input, answered))
         except AnswerRefusedError:
             known = _find_answered(connection, tenant, run)
             if known is None:
@@ -188,10 +204,37 @@ def _admit(
     if run.conversation_id is not None:
         changes.add(_NOTE_MESSAGE, {"row_id": run.conversation_id, "at": run.created_at})
     changes.make()
-    found = threads.pending(connection, run.thread)
-    if found != pending:
+    found = pending(connection)
+    if found != answered:
         raise NoPendingApprovalError if found is None else found.error()
     return RunCreated(run)
+
+
+def _look_up(
+    connection: Connection,
+    tenant: TenantId,
+    run: Run,
+    key: RequestKey | None,
+    *,
+    digest: retries.RequestDigest | None,
+    opening: Opening | None,
+) -> tuple[Run | None, Rows]:
+    """Return the run that the request repeats, if any, and the rows of ``_thread_query``.
+
+    The conversation of a request that repeats nothing is opened before its thread is looked up.
+    """
+    thread_query = _thread_query(tenant, run.thread)
+    if key is not None and digest is None and opening is None:
+        key_rows, thread_rows = ask(connection, _key_query(tenant, key), thread_query)
+        return _find_known(connection, tenant, key, key_rows), thread_rows
+    known = _find_known(connection, tenant, key)
+    if known is None and digest is not None:
+        row = retries.find_repeated(connection, tenant, digest, run.created_at)
+        known = None if row is None else run_of(row)
+    if known is None and opening is not None:
+        _open(connection, tenant, opening)
+    (thread_rows,) = ask(connection, thread_query)
+    return known, thread_rows
 
 
 def _open(connection: Connection, tenant: TenantId, opening: Opening) -> None:
@@ -249,21 +292,39 @@ def known_run(connection: Connection, tenant: TenantId, key: RequestKey) -> Run 
     return _find_known(connection, tenant, key) if key.otids else None
 
 
-def _find_known(connection: Connection, tenant: TenantId, key: RequestKey | None) -> Run | None:
+def _find_known(
+    connection: Connection,
+    tenant: TenantId,
+    key: RequestKey | None,
+    rows: Rows | None = None,
+) -> Run | None:
+    """Return the run of the key; ``rows`` are those of ``_key_query`` if they were read."""
     if key is None:
         return None
-    row = _KNOWN.first(connection, {"tenant": tenant, "digest": _digest(key)})
-    if row is None:
+    if rows is None:
+        (rows,) = ask(connection, _key_query(tenant, key))
+    if not rows:
         return None
+    row = _KNOWN.named(connection, rows)[0]
     if row["payload_sha256"] != key.payload_sha256:
         raise OtidConflictError(row["id"])
     return run_of(row)
 
 
-def _active_in(connection: Connection, tenant: TenantId, thread: Thread) -> Run | None:
-    """Return the active run of the thread. Raises NotFoundError if the tenant lacks the thread."""
-    asked = {"tenant": tenant, "row_id": thread.key}
-    rows = _OWNER[thread.conversation_id is not None].rows(connection, asked)
+def _key_query(tenant: TenantId, key: RequestKey) -> Query:
+    return _KNOWN, {"tenant": tenant, "digest": _digest(key)}
+
+
+def _thread_query(tenant: TenantId, thread: Thread) -> Query:
+    is_named = thread.conversation_id is not None
+    return _OWNER[is_named], {"tenant": tenant, "row_id": thread.key}
+
+
+def _active_in(connection: Connection, thread: Thread, rows: Rows) -> Run | None:
+    """Return the active run of the thread by the rows of ``_thread_query``.
+
+    Raises NotFoundError if the tenant lacks the thread.
+    """
     agent_id, has_active = rows[0] if rows else (None, False)
     if agent_id != thread.agent_id:
         raise lookup.thread_not_found(thread)

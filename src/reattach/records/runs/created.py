@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
+from reattach.domain.approvals import PendingApproval
 from reattach.records import threads
 from reattach.records.base import Run, RunKnown, Thread
 from reattach.records.contexts.contexts import CachedContext, Contexts, ThreadContext
@@ -27,20 +28,30 @@ class AdmittedContext:
         self._contexts = contexts
         self._thread = thread
         self._cached = contexts.get(thread.key)
+        self._has_read = False
         self._found: tuple[ThreadContext, CachedContext | None] | None = None
 
     def admit(
         self, connection: Connection, admit: Callable[[Connection], RunCreated | RunKnown]
     ) -> RunCreated | RunKnown:
         """Call ``admit`` and return its result; read the context if it has created the run."""
+        self._has_read = False
         outcome = admit(connection)
         if isinstance(outcome, RunCreated):
             self.read(connection)
         return outcome
 
     def read(self, connection: Connection) -> None:
-        """Read the context if that takes few messages."""
-        self._found = threads.context(connection, self._thread, self._cached, in_one_piece=True)
+        """Read the context if that takes few messages and was not done in this transaction."""
+        if not self._has_read:
+            self._found = threads.context(connection, self._thread, self._cached, in_one_piece=True)
+            self._has_read = True
+
+    def pending(self, connection: Connection) -> PendingApproval | None:
+        """Return the approval request without an answer of the thread, whose run is admitted."""
+        self.read(connection)
+        context = None if self._found is None else self._found[0]
+        return threads.pending_after(connection, self._thread, context)
 
     def added_to(self, outcome: RunCreated | RunKnown) -> RunCreated | RunKnown:
         """Return the outcome of the committed transaction with the context, if that was read."""

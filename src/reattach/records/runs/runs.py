@@ -116,8 +116,10 @@ class Runs(Repository):
             PendingApprovalError: The thread waits for an answer, and the input is another one.
             AnswerRefusedError: The thread does not wait for this answer.
         """
-        admission = partial(admit, digest=digest, opening=opening, repeated=repeated)
         context = AdmittedContext(self._contexts, run.thread)
+        admission = partial(
+            admit, digest=digest, opening=opening, repeated=repeated, pending=context.pending
+        )
 
         def create(connection: Connection) -> RunCreated | RunKnown:
             return admission(connection, tenant, run, key, otids)
