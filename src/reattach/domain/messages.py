@@ -10,7 +10,7 @@ import msgspec
 from reattach.domain.ids import MessageId, RunId, StepId
 
 
-class TextPart(msgspec.Struct, frozen=True, tag="text"):
+class TextPart(msgspec.Struct, frozen=True, tag="text", gc=False):
     text: str
 
 
@@ -34,7 +34,7 @@ class ImagePart(msgspec.Struct, frozen=True, tag="image"):
     """The requested resolution, where the provider supports it: low, high or auto."""
 
 
-class ReasoningPart(msgspec.Struct, frozen=True, tag="reasoning"):
+class ReasoningPart(msgspec.Struct, frozen=True, tag="reasoning", gc=False):
     text: str
     signature: str | None = None
 
@@ -58,7 +58,7 @@ class ToolCallPart(msgspec.Struct, frozen=True, tag="tool_call"):
         return ToolReturnPart(self.tool_call_id, self.name, "error", text)
 
 
-class ToolCallDelta(msgspec.Struct, frozen=True):
+class ToolCallDelta(msgspec.Struct, frozen=True, gc=False):
     """A fragment of a tool call: its name first, then its arguments as JSON text.
 
     Pieces of a name that come before the arguments are joined. A second name under an id whose

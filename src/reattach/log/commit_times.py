@@ -96,8 +96,9 @@ class CommitTimes:
         self._began_at: datetime | None = None
         self._base_seconds = 0.0
         self._after_seq = Seq(0)
-        self._seqs = array("Q")
-        self._at_ms = array("Q")
+        self._commits = array("Q")
+        """The last event and the time in ms of each commit, side by side: one place in memory for
+        what each append adds."""
         self._gaps: Sequence[Gap] = ()
         """The longest gaps before ``_whole_from``."""
         self._whole_from = 0
@@ -112,34 +113,35 @@ class CommitTimes:
 
     def add(self, seq: Seq) -> None:
         """Note that the log has the events up to ``seq`` as of now."""
-        self._seqs.append(seq)
-        self._at_ms.append(int((self._monotonic_seconds() - self._base_seconds) * 1000))
-        if len(self._seqs) > 2 * MAX_COMMITS:
+        commits = self._commits
+        commits.append(seq)
+        commits.append(int((self._monotonic_seconds() - self._base_seconds) * 1000))
+        if len(commits) > 4 * MAX_COMMITS:
             self._thin()
 
     @property
     def first_at(self) -> datetime | None:
         """The time of the first commit; None if there is none."""
-        if self._began_at is None or not self._at_ms:
+        if self._began_at is None or not self._commits:
             return None
-        return self._began_at + timedelta(milliseconds=self._at_ms[0])
+        return self._began_at + timedelta(milliseconds=self._commits[1])
 
     def stretch(self) -> Stretch | None:
         """Return the commits so far, or None if there is none."""
-        if self._began_at is None or not self._seqs:
+        if self._began_at is None or not self._commits:
             return None
-        if len(self._seqs) > MAX_COMMITS:
+        if len(self._commits) > 2 * MAX_COMMITS:
             self._thin()
         return Stretch(
             self._began_at,
             self._after_seq,
-            tuple(self._seqs),
-            tuple(self._at_ms),
+            tuple(self._commits[::2]),
+            tuple(self._commits[1::2]),
             tuple(self._longest_gaps()),
         )
 
     def _longest_gaps(self) -> list[Gap]:
-        seqs, at_ms = self._seqs, self._at_ms
+        seqs, at_ms = self._commits[::2], self._commits[1::2]
         newer = (
             Gap(Seq(seqs[place]), at_ms[place + 1] - at_ms[place])
             for place in range(self._whole_from, len(seqs) - 1)
@@ -148,9 +150,11 @@ class CommitTimes:
 
     def _thin(self) -> None:
         self._gaps = self._longest_gaps()
-        kept = thinned(self._seqs, self._at_ms, self._gaps, MAX_COMMITS)
-        self._seqs = array("Q", (self._seqs[place] for place in kept))
-        self._at_ms = array("Q", (self._at_ms[place] for place in kept))
+        commits = self._commits
+        kept = thinned(commits[::2], commits[1::2], self._gaps, MAX_COMMITS)
+        self._commits = array("Q")
+        for place in kept:
+            self._commits += commits[2 * place : 2 * place + 2]
         self._whole_from = len(kept) - 1
 
 

@@ -96,13 +96,14 @@ class RunWriter(ABC):
         self.acknowledged_seq = head.last_seq
         """The seq of the last frame that the log has stored."""
         self._pending: list[bytes] = []
-        self._pending_bytes = 0
+        self._taken_bytes = 0
+        """The size of the log without the pending frames."""
         self.is_full = False
         """Whether ``wait_for_room`` would wait or raise."""
         self.commit_times: CommitTimes | None = None
         """Notes the times of the appends, if anybody wants them."""
         self.logged_bytes = 0
-        """The size of the log. The owner of a log with events adds theirs."""
+        """The size of the log, once ``count_earlier`` was called for a log with events."""
         self._closing = False
         self._abandoned = False
         self._busy = False
@@ -176,15 +177,29 @@ class RunWriter(ABC):
         if not frames:
             return
         if self.logged_bytes > RUN_LOG_BYTES:
-            raise LimitExceededError(
-                f"The log of this run has reached the limit of {RUN_LOG_BYTES} bytes. "
-                "Send another message to continue in a new run."
-            )
+            raise _log_is_full()
         self._enqueue(frames)
+
+    def put_one(self, frame: bytes) -> None:
+        """``put`` for one frame."""
+        if self.logged_bytes > RUN_LOG_BYTES:
+            raise _log_is_full()
+        if self.failure is not None or self._abandoned:
+            return
+        if self.put_times is not None and not self._pending:
+            self._put_at = time.monotonic()
+        self._pending.append(frame)
+        self.last_seq += 1
+        self._count(len(frame))
+
+    def count_earlier(self, size_bytes: int) -> None:
+        """Count the size of the events that the log had when it was opened."""
+        self.logged_bytes += size_bytes
+        self._taken_bytes += size_bytes
 
     async def wait_for_room(self) -> None:
         """Return when the pending frames are below the limit; raise ``failure`` if there is one."""
-        while self.failure is None and self._pending_bytes > PENDING_APPEND_BYTES:
+        while self.failure is None and self.logged_bytes - self._taken_bytes > PENDING_APPEND_BYTES:
             await self._next_append()
         if self.failure is not None:
             raise self.failure
@@ -232,11 +247,13 @@ class RunWriter(ABC):
             self._put_at = time.monotonic()
         self._pending += frames
         self.last_seq += len(frames)
-        size_bytes = len(frames[0]) if len(frames) == 1 else sum(map(len, frames))
-        self._pending_bytes += size_bytes
-        if self._pending_bytes > PENDING_APPEND_BYTES:
-            self.is_full = True
+        self._count(sum(map(len, frames)))
+
+    def _count(self, size_bytes: int) -> None:
+        """Count frames that were added to the pending ones, and let them be appended."""
         self.logged_bytes += size_bytes
+        if self.logged_bytes - self._taken_bytes > PENDING_APPEND_BYTES:
+            self.is_full = True
         if not self._busy:
             self._busy = True
             self._after_tick(self._start_append)
@@ -244,7 +261,8 @@ class RunWriter(ABC):
     def _start_append(self) -> None:
         if self._abandoned:
             return
-        self._in_flight, self._pending, self._pending_bytes = self._pending, [], 0
+        self._in_flight, self._pending = self._pending, []
+        self._taken_bytes = self.logged_bytes
         self.is_full = False
         self._append_closes = self._closing
         if self.put_times is not None and self._put_at:
@@ -266,13 +284,15 @@ class RunWriter(ABC):
         if self._abandoned:
             return
         self._task = None
-        if isinstance(failure, StoreUnavailableError):
+        if failure is None:
+            self._note_appended()
+        elif isinstance(failure, StoreUnavailableError):
             if self.meter is not None:
                 self.meter.failed()
             retry = self._retry(failure)
             self._task = asyncio.get_running_loop().create_task(retry, name=f"append {self.run_id}")
-            return
-        self._finish_append(failure)
+        else:
+            self._fail(failure)
 
     async def _retry(self, failure: StoreUnavailableError) -> None:
         """Retry the append in flight until its outcome is known."""
@@ -284,24 +304,28 @@ class RunWriter(ABC):
             first_seq = self.acknowledged_seq + 1
             await self.append(first_seq, self._in_flight, close=self._append_closes)
 
-        outcome: Exception | None = None
         try:
             await until_available(self.clock, append)
         except Exception as error:  # noqa: BLE001  as above
-            outcome = error
-        self._task = None
-        self._finish_append(outcome)
+            self._task = None
+            self._fail(error)
+        else:
+            self._task = None
+            self._note_appended()
 
-    def _finish_append(self, failure: Exception | None) -> None:
-        """Settle the append in flight, and start the next one if frames are pending."""
+    def _fail(self, failure: Exception) -> None:
+        """Note that the append in flight has failed for good."""
         if self._flushed is not None:
             self._flushed.set()
-        if failure is not None:
-            self.failure = failure
-            self.is_full = True
-            self._ended.set()
-            self.on_failure()
-            return
+        self.failure = failure
+        self.is_full = True
+        self._ended.set()
+        self.on_failure()
+
+    def _note_appended(self) -> None:
+        """Note that the log has the append in flight; start the next one if frames are pending."""
+        if self._flushed is not None:
+            self._flushed.set()
         if self.meter is not None:
             seconds = time.monotonic() - self._append_began
             self.meter.appended(len(self._in_flight), seconds)
@@ -314,6 +338,13 @@ class RunWriter(ABC):
             self._start_append()
         else:
             self._busy = False
+
+
+def _log_is_full() -> LimitExceededError:
+    return LimitExceededError(
+        f"The log of this run has reached the limit of {RUN_LOG_BYTES} bytes. "
+        "Send another message to continue in a new run."
+    )
 
 
 def _ignore() -> None:

@@ -57,10 +57,11 @@ class Tail:
     """
 
     __slots__ = ("_base", "_buffer", "_ends", "_latest", "_listeners", "closed",
-                 "failure", "first_seq", "notifier")  # fmt: skip
+                 "failure", "first_seq", "last_seq", "notifier")  # fmt: skip
 
     def __init__(self, first_seq: Seq = FIRST_SEQ, notifier: Notifier | None = None) -> None:
         self.first_seq = first_seq
+        self.last_seq = first_seq - 1
         self.closed = False
         self.failure: ReattachError | None = None
         self._buffer = bytearray()
@@ -75,10 +76,6 @@ class Tail:
     def replacement(self, first_seq: Seq) -> "Tail":
         """Return an empty tail that begins at ``first_seq`` and has the same notifier."""
         return Tail(first_seq, self.notifier)
-
-    @property
-    def last_seq(self) -> Seq:
-        return self.first_seq + len(self._ends) - 1
 
     @property
     def size_bytes(self) -> int:
@@ -188,10 +185,10 @@ class Tail:
         for frame in frames:
             buffer += frame
             ends.append(self._base + len(buffer))
+        last_seq = self.last_seq = self.last_seq + len(frames)
         if close:
             self.closed = True
         elif len(frames) == 1 and self._listeners and len(frames[0]) <= REPLAY_SLICE_BYTES:
-            last_seq = self.first_seq + len(ends) - 1
             self._latest = Slice(last_seq, last_seq, frames[0])
         self._notify_listeners()
 
@@ -201,8 +198,9 @@ class Tail:
         Fills a tail from a store before anybody follows it.
         """
         self._latest = None
-        end = self._base + len(self._buffer)
+        end, count = self._base + len(self._buffer), len(self._ends)
         self._ends.fromlist([end + offset for offset in ends])
+        self.last_seq += len(self._ends) - count
         self._buffer += frames
 
     def prepend(self, earlier: "Tail") -> None:

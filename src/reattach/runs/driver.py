@@ -226,7 +226,7 @@ class RunDriver:
                 await self._open(first_seq=FIRST_SEQ)
             else:
                 self._use(self._earlier.writer)
-                self._output.writer.logged_bytes += self._earlier.logged_bytes
+                self._output.writer.count_earlier(self._earlier.logged_bytes)
             if self.run.status is RunStatus.CREATED:
                 await self.record.mark_running(announces_tools=self._engine.announces_tools)
             self.opened.set()
@@ -345,34 +345,30 @@ class RunDriver:
             turn = await self._go_on(first_turn, self._earlier.by)
             if turn is None and self._ending is not None:
                 return
+        output, reports = self._output, self._reports
         while turn is not None:
+            reports.ask_model(first_turn)
+            may_have_steps = True  # Whether a finished step may not be noted yet.
             try:
-                await self._append_deltas(turn)
+                # Here and not in a coroutine of its own, which each delta would have to pass.
+                async with closing_deltas(self._engine.run(turn)) as deltas:
+                    async for delta in deltas:
+                        if may_have_steps and not isinstance(delta, Finished | ToolStarting):
+                            may_have_steps = False
+                            await self._note_steps()
+                        if (waiting := output.put_delta(delta)) is not None:
+                            await waiting
+                        if type(delta) not in _FRAGMENTS or reports.step is None:
+                            may_have_steps = True
+                            await self._note(delta)
+                        if output.writer.is_full:
+                            await output.writer.wait_for_room()
             except EngineError as error:
                 if not error.may_pass:
                     raise
                 turn = await self._go_on_after(error, first_turn)
             else:
                 return
-
-    async def _append_deltas(self, turn: Turn) -> None:
-        """Append the events of the engine's deltas."""
-        output, reports = self._output, self._reports
-        if self._first_turn is not None:
-            reports.ask_model(self._first_turn)
-        may_have_steps = True  # Whether a finished step may not be noted yet.
-        async with closing_deltas(self._engine.run(turn)) as deltas:
-            async for delta in deltas:
-                if may_have_steps and not isinstance(delta, Finished | ToolStarting):
-                    may_have_steps = False
-                    await self._note_steps()
-                if (waiting := output.put_delta(delta)) is not None:
-                    await waiting
-                if type(delta) not in _FRAGMENTS or reports.step is None:
-                    may_have_steps = True
-                    await self._note(delta)
-                if output.writer.is_full:
-                    await output.writer.wait_for_room()
 
     async def _note_steps(self) -> None:
         """Record the finished steps that the record does not have."""

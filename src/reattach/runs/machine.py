@@ -127,12 +127,19 @@ class RunMachine:
         """
         if self.ended:
             return []
-        if type(delta) is TextPart and self._intake.is_plain(delta.text):  # Most deltas.
-            part = self._part
-            if self._stream_tokens and part is not None and part.type is TextPart:
-                return [Output(part.place, (delta,))]
+        if type(delta) is TextPart and self._intake.is_plain(delta.text):
             return self._add_to_part(delta)
         return [event for one in self._intake.take(delta) for event in self._add(one)]
+
+    def place_of_more(self, text: object) -> Place | None:
+        """Return the place of a text that is an event as it is, because it continues a text.
+
+        Most deltas are. None: ``on_delta`` says what it becomes.
+        """
+        part = self._part
+        if part is None or part.type is not TextPart or not self._stream_tokens or self.ended:
+            return None
+        return part.place if self._intake.is_plain(text) else None
 
     @property
     def open_step(self) -> StepRecord | None:
@@ -291,8 +298,6 @@ class RunMachine:
 
 class _Part:
     """The current part; without token streaming, with its fragments."""
-
-    __slots__ = ("_awaits_approval", "fragments", "place", "type")
 
     def __init__(self, place: Place, first: Fragment) -> None:
         self.place = place

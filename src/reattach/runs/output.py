@@ -6,7 +6,7 @@ from typing import Final
 
 from reattach.domain.clock import Clock
 from reattach.domain.errors import LimitExceededError
-from reattach.domain.events import Event, Output
+from reattach.domain.events import Event
 from reattach.domain.limits import DELTA_BYTES, RUN_LOG_BYTES
 from reattach.domain.messages import TextPart, part_chars
 from reattach.engine.base import Compacted, Delta
@@ -51,11 +51,12 @@ class RunOutput:
         self._record = record
         self._stream_tokens = representation.stream_tokens
         self._hidden_types = representation.hidden_types
-        self._hides_texts = "assistant_message" in self._hidden_types
+        self._shows_texts = "assistant_message" not in self._hidden_types
         self._clock = clock
         self._encoder = Encoder(record.run.id)
         self._held_bytes = 0
-        """An estimate of the deltas so far: without token streaming they pile up in memory."""
+        """An estimate of the deltas so far, which pile up in memory without token streaming. Texts
+        that the log has as they are count by its size."""
         self._unsaved: list[HiddenEvent] = []
         """Hidden events that the record does not have yet."""
 
@@ -81,16 +82,19 @@ class RunOutput:
         Raises:
             LimitExceededError: The log is full, or the answer is too large for memory.
         """
+        if type(delta) is TextPart and self._shows_texts and not self._unsaved:
+            place = self.machine.place_of_more(delta.text)
+            if place is not None:  # Most deltas.
+                writer = self.writer
+                writer.put_one(self._encoder.text(place, writer.last_seq + 1, delta.text))
+                self.transcript.add_piece(place, delta)
+                return None
         self._held_bytes += _size_bytes(delta)
         if self._held_bytes > RUN_LOG_BYTES:
             raise LimitExceededError(
                 f"The answer exceeds {RUN_LOG_BYTES} bytes, the most that a run may hold."
             )
-        events = self.machine.on_delta(delta)
-        if len(events) == 1 and not self._unsaved and self._is_shown_text(events[0]):  # Most.
-            self._put_visible(events)
-            return None
-        return self.put(events)
+        return self.put(self.machine.on_delta(delta))
 
     async def put(self, events: Sequence[Event]) -> None:
         """Add the events to the transcript, and queue the visible ones for the log.
@@ -158,9 +162,6 @@ class RunOutput:
             await self.writer.flush()
             await self._record.keep_hidden(self._unsaved)
             self._unsaved = []
-
-    def _is_shown_text(self, event: Event) -> bool:
-        return type(event) is Output and type(event.parts[0]) is TextPart and not self._hides_texts
 
     def _is_hidden(self, event: Event) -> bool:
         return message_type(event) in self._hidden_types

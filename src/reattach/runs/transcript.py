@@ -63,11 +63,9 @@ class Transcript:
 
     def add(self, event: Event) -> None:
         match event:
-            case Output():
-                if event.place is not self._place:  # Most events continue the newest part.
-                    self._newest = self._fragments_at(event.place, event.parts[0])
-                    self._place = event.place
-                self._newest += event.parts
+            case Output(place, parts):
+                self.add_piece(place, parts[0])
+                self._newest += parts[1:]
             case Stopped():
                 self.stopped = event
             case Failed():
@@ -76,6 +74,13 @@ class Transcript:
                 self.usage = event
             case Ping() | CompactionBegan():
                 pass
+
+    def add_piece(self, place: Place, piece: Fragment) -> None:
+        """Add output that consists of one piece."""
+        if place is not self._place:  # Most pieces continue the newest part.
+            self._newest = self._fragments_at(place, piece)
+            self._place = place
+        self._newest.append(piece)
 
     def _fragments_at(self, place: Place, first: Fragment) -> list[Fragment]:
         """Return the list of the fragments at the place where ``first`` is added."""

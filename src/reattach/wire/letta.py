@@ -97,9 +97,7 @@ class Encoder:
             return encode(event, seq, self._run_id)
         place, part = event.place, event.parts[0]
         if type(part) is TextPart:
-            if place is not self._place or self._empty is not _NO_TEXT:
-                self._prepare(place, _NO_TEXT)
-            return b"%b%d%b%b}\n\n" % (self._before_seq, seq, self._before_text, _encode(part.text))
+            return self.text(place, seq, part.text)
         if type(part) is ReasoningPart and part.signature is None:
             text, empty = part.text, _NO_REASONING
         elif type(part) is ToolCallDelta and part.name is None and part.arguments is not None:
@@ -115,10 +113,14 @@ class Encoder:
         head = b"%b%d%b" % (self._before_seq, seq, self._before_text)
         return head + encoded + self._after_text
 
+    def text(self, place: Place, seq: Seq, text: str) -> bytes:
+        """Return the frame of a piece of text."""
+        if place is not self._place or self._empty is not _NO_TEXT:
+            self._prepare(place, _NO_TEXT)
+        return b"%b%d%b%b}\n\n" % (self._before_seq, seq, self._before_text, _encode(text))
+
     def frames(self, events: Sequence[Event], *, after_seq: Seq) -> list[bytes]:
         """Encode events that follow the one with ``after_seq``."""
-        if len(events) == 1:  # The most frequent case by far.
-            return [self.encode(events[0], after_seq + 1)]
         return [self.encode(event, after_seq + n) for n, event in enumerate(events, 1)]
 
     def _prepare(self, place: Place, empty: Fragment) -> None:

@@ -403,7 +403,8 @@ class _Chunks:
 
     def encode(self, body: Piece) -> bytes:
         if body is not self._body:
-            self._body, self._chunk = body, b"%x\r\n%b\r\n" % (len(body), bytes(body))
+            self._body = body
+            self._chunk = b"%x\r\n%b\r\n" % (len(body), body)  # type: ignore[str-format]  # any buffer
         return self._chunk
 
 

@@ -107,6 +107,7 @@ class SqliteLog(Log):
             at_once_bytes=sizes.at_once_bytes,
         )
         self.after_tick = self._writer.after_tick
+        self.commit = self._writer.submit
         self._folding = Folding(
             self._writer,
             read_pool,
@@ -402,7 +403,8 @@ class SqliteLog(Log):
             if isinstance(operation.change, Delete):
                 self._drop(run)
             elif run.apply(operation.change):
-                if run.note_row(row) or run.tail.closed:
+                is_first = run.first_row_of_rest is None and run.note_row(row)
+                if is_first or run.tail.closed:
                     self._folding.note_run(run)
             else:
                 self._cache_if_closed(run)
@@ -473,7 +475,10 @@ class _SqliteRunWriter(RunWriter):
         self, first_seq: Seq, frames: Sequence[bytes], *, close: bool = False, done: Done
     ) -> "asyncio.Task[None] | None":
         run = self._log.runs.get(self.run_id)
-        if run is None or not run.accepts(self.token, first_seq) or not (frames or close):
+        operation = None
+        if run is not None and (frames or close):
+            operation = run.append(self.token, first_seq, frames, close, done)
+        if operation is None:
             return super().submit(first_seq, frames, close=close, done=done)
-        self._log.submit(Operation(run, Append(run.number, first_seq, frames, close), done))
+        self._log.commit(operation)
         return None

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from reattach.domain.errors import LogLostError, StoreUnavailableError
@@ -106,12 +107,10 @@ class RunState:
     def expect(self, operation: Operation) -> None:
         """Add ``operation`` to those in flight and update the expected state."""
         self.in_flight.append(operation)
-        change = operation.change
-        if isinstance(change, Append):  # As in ``journal.pack``.
-            self.expected_last_seq = change.first_seq + len(change.frames) - 1
-            self.expected_closed = change.close
-            return
-        match change:
+        match operation.change:
+            case Append(_, first_seq, frames, close):
+                self.expected_last_seq = first_seq + len(frames) - 1
+                self.expected_closed = close
             case TakeOver(_, token):
                 self.expected_token = token
             case Skip(_, token, first_seq):
@@ -121,6 +120,18 @@ class RunState:
                 self.deleting = True
             case Create() | Trim():
                 pass
+
+    def append(
+        self, token: Token, first_seq: Seq, frames: Sequence[bytes], close: bool, done: Done
+    ) -> Operation | None:
+        """Return an append that is now in flight; None if it may not be made."""
+        if not self.accepts(token, first_seq):
+            return None
+        operation = Operation(self, Append(self.number, first_seq, frames, close), done)
+        self.in_flight.append(operation)
+        self.expected_last_seq = first_seq + len(frames) - 1
+        self.expected_closed = close
+        return operation
 
     def revert(self) -> None:
         """Drop all operations in flight and expect the state on disk."""
