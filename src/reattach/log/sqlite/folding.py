@@ -60,9 +60,9 @@ class Sizes:
     checkpoint_bytes: int = 32 * 1024 * 1024
     """The WAL's file is truncated above this size. An append may wait 30 ms for that, so the WAL is
     begun anew before, which takes a few."""
-    at_once_bytes: int = 128 * 1024
-    """The largest commit in the event loop: a quarter of a millisecond of work. Waking the thread
-    and waiting for its answer takes a tenth."""
+    at_once_bytes: int = 1024 * 1024
+    """The largest commit in the event loop: two milliseconds of work, where the events in it took
+    the loop many times as long. The answer of the thread waits for a tick of the full loop."""
     fold_seconds: float = 0.2
     """How long a closed run waits for others, because each transaction wakes the thread."""
     idle_seconds: float = WAL_IDLE_SECONDS
