@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -24,6 +25,7 @@ from reattach.records.base import RunNotes, Span, Thread
 from reattach.records.database import connection as bounded
 from reattach.records.database import postgresql, schema
 from reattach.records.database.database import Database
+from reattach.records.database.prepared import driver_of
 from reattach.records.records import Records
 from reattach.records.runs.created import RunCreated
 from reattach.records.runs.notifications import NotificationsMissed, RunSettled
@@ -407,6 +409,19 @@ async def test_a_server_that_says_nothing_is_unavailable_in_bounded_time(
     async with asyncio.timeout(30):
         assert await database.in_read(select_one) == 1
     await database.aclose()
+
+
+async def test_closing_after_a_read_asks_nothing_of_a_server_that_is_silent_by_now(
+    server: PostgresqlServer, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded, "SILENCE_SECONDS", 25.0)
+    database = await Database.open(server.url(address=relay.address))
+    assert await database.in_read(select_one) == 1
+    for connection in database.reads._idle:  # The answer to COMMIT comes after the result.
+        await asyncio.to_thread(select.select, [driver_of(connection).fileno()], [], [], 30)
+    relay.swallow()
+    async with asyncio.timeout(20):
+        await database.aclose()
 
 
 async def test_notifications_resume_after_an_outage_and_the_gap_is_reported(

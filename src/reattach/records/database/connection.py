@@ -134,7 +134,7 @@ class BoundedConnection(psycopg.Connection[Any]):
     def rollback(self) -> None:
         self._waiting = []
         if self._unread_syncs:
-            self.ask()
+            self._receive()
         if self.pgconn.transaction_status != TransactionStatus.IDLE:
             # Not by the driver, which would also drop every prepared statement.
             self.ask(("ROLLBACK", ()))
@@ -232,8 +232,10 @@ class BoundedConnection(psycopg.Connection[Any]):
 
     @override
     def wait(self, gen: PQGen[Any], *args: Any, **rest: Any) -> Any:
-        if self._waiting or self._unread_syncs:
+        if self._waiting:
             self.ask()
+        elif self._unread_syncs:
+            self._receive()
         return super().wait(self._bounded(gen), *args, **rest)
 
     def _bounded(self, gen: PQGen[Any]) -> PQGen[Any]:
