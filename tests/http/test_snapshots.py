@@ -460,7 +460,7 @@ async def test_a_fold_of_events_that_were_lost_is_not_shown(tmp_path: Path) -> N
         assert (await server.got(f"/v1/runs/{run_id}/snapshot"))["seq"] >= 2
         await log.open(run_id, Token(2), first_seq=Seq(100))
         response = await server.client.get(f"/v1/runs/{run_id}/snapshot")
-        assert (response.status_code, response.json()["code"]) == (410, "expired")
+        assert (response.status_code, response.json()["code"]) == (410, "events_lost")
         assert response.json()["earliest_seq"] == 100
 
 
