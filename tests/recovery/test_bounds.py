@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from reattach.domain.events import RunStatus
-from reattach.domain.limits import DELTA_BYTES, PENDING_APPEND_BYTES, REPLAY_SLICE_BYTES
+from reattach.domain.limits import DELTA_BYTES, PENDING_APPEND_BYTES, REPLAY_TURN_BYTES
 from reattach.log import run_writer
 from reattach.runs import output
 from tests.recovery.test_outages import run_ready_tasks
@@ -45,7 +45,7 @@ async def test_a_reader_that_reads_nothing_is_disconnected_and_resumes_exactly(
 
 
 @pytest.mark.promise("P12")
-async def test_a_reader_that_is_behind_gets_one_slice_at_a_time(stores: Stores) -> None:
+async def test_a_reader_that_is_behind_gets_one_turn_of_a_replay_at_a_time(stores: Stores) -> None:
     service = stores.service()
     run = await service.send(stores.send(await stores.conversation(), "[chunks=1000][size=500]"))
     await service.wait_until_settled(run)
@@ -60,8 +60,8 @@ async def test_a_reader_that_is_behind_gets_one_slice_at_a_time(stores: Stores) 
     reader.received = Weighing()
     async with reader:
         assert (await reader.to_end()).done
-    assert max(sizes) <= REPLAY_SLICE_BYTES
-    assert sum(sizes) > 8 * REPLAY_SLICE_BYTES
+    assert max(sizes) <= REPLAY_TURN_BYTES
+    assert sum(sizes) > 2 * REPLAY_TURN_BYTES
 
 
 @pytest.mark.promise("P12")

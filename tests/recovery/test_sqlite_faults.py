@@ -29,7 +29,7 @@ SIZES = Sizes(
     at_once_bytes=0,
 )
 """Limits so small that upkeep has work, and every commit is made by the thread."""
-AT_ONCE = replace(SIZES, at_once_bytes=5000, journal_bytes=2**20)
+AT_ONCE = replace(SIZES, at_once_bytes=5000, journal_bytes=2**20, checkpoint_bytes=2**25)
 """Small commits are made in the event loop, and upkeep has nothing to do."""
 
 
