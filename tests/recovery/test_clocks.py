@@ -21,6 +21,7 @@ from reattach.runs.service import RunService
 from reattach.server.assembly import assemble
 from reattach.settings import Settings
 from tests.support.clocks import NOON, JumpClock
+from tests.support.faulty_stores import Faults, Outage
 from tests.support.redis_server import shared_url
 from tests.support.stores import Stores
 
@@ -116,6 +117,127 @@ async def test_small_corrections_of_the_clock_change_nothing(stores: Stores) -> 
     clock.leap(24 * HOUR)
     assert await service.sweep() == 1
     assert await stores.head(run) is None
+
+
+@pytest.mark.promise("P14")
+async def test_the_pause_after_a_jump_survives_a_restart_and_ends_when_it_would_have(
+    stores: Stores,
+) -> None:
+    """C9: the ended run is 1 hour old, whatever the clock of the second process says."""
+    clock = JumpClock()
+    service = stores.service(clock=clock, retention=DAY, boot="boot-1")
+    run = await ended_run(stores, service)
+    clock.jump(25 * HOUR)
+    assert await service.sweep() == 0
+    clock.leap(1 * HOUR)
+    restarted = stores.service(clock=clock, retention=DAY, boot="boot-1")
+    assert await restarted.sweep() == 0
+    clock.leap(22 * HOUR)
+    assert await restarted.sweep() == 0
+    assert await stores.frames(run)
+    clock.leap(1 * HOUR + 2)
+    assert await restarted.sweep() == 1
+    assert await stores.head(run) is None
+
+
+@pytest.mark.promise("P14")
+@pytest.mark.parametrize("jump_hours", [25, 24 * 20])
+async def test_a_clock_that_is_set_right_between_two_processes_deletes_no_fresh_log(
+    stores: Stores, jump_hours: int
+) -> None:
+    """C9: no process saw the jump, but both know when the machine was booted."""
+    clock = JumpClock()
+    clock.jump(-jump_hours * HOUR)
+    run = await ended_run(stores, stores.service(clock=clock, retention=DAY, boot="boot-1"))
+    clock.jump(jump_hours * HOUR)
+    service = stores.service(clock=clock, retention=DAY, boot="boot-1")
+    assert await service.sweep() == 0
+    assert await stores.frames(run)
+    clock.leap(24 * HOUR + 2)
+    assert await service.sweep() == 1
+    assert await stores.head(run) is None
+
+
+@pytest.mark.promise("P14")
+async def test_a_jump_is_noted_before_the_first_run_ends_after_it(stores: Stores) -> None:
+    """C9: the process is killed before its next sweep, and the clock is right again."""
+    clock = JumpClock()
+    service = stores.service(clock=clock, retention=DAY, boot="boot-1")
+    assert await service.sweep() == 0
+    clock.jump(-25 * HOUR)
+    run = await ended_run(stores, service)
+    clock.jump(25 * HOUR)
+    assert await stores.service(clock=clock, retention=DAY, boot="boot-1").sweep() == 0
+    assert await stores.frames(run)
+
+
+@pytest.mark.promise("P14")
+@pytest.mark.parametrize("boot", ["boot-2", None])
+async def test_a_boot_during_the_pause_starts_it_anew(stores: Stores, boot: str | None) -> None:
+    """C9: nobody knows how long the machine was off."""
+    clock = JumpClock()
+    service = stores.service(clock=clock, retention=DAY, boot="boot-1")
+    clock.jump(-25 * HOUR)
+    run = await ended_run(stores, service)
+    clock.jump(25 * HOUR)
+    clock.passed_seconds, clock.wrong_seconds = 10.0, clock.passed_seconds - 10
+    restarted = stores.service(clock=clock, retention=DAY, boot=boot)
+    assert await restarted.sweep() == 0
+    clock.leap(23 * HOUR)
+    assert await restarted.sweep() == 0
+    assert await stores.frames(run)
+    clock.leap(1 * HOUR + 2)
+    assert await restarted.sweep() == 1
+    again = await ended_run(stores, restarted)
+    clock.leap(24 * HOUR + 2)
+    last = stores.service(clock=clock, retention=DAY, boot="boot-3")
+    assert await last.sweep() == 1, "the pause is over"
+    assert await stores.head(again) is None
+
+
+@pytest.mark.promise("P14")
+@pytest.mark.parametrize("boot", ["boot-1", "boot-2"])
+async def test_a_server_that_was_off_for_long_deletes_old_logs_at_once(
+    stores: Stores, boot: str
+) -> None:
+    """C9: time that passes while no process runs is no jump."""
+    clock = JumpClock()
+    service = stores.service(clock=clock, retention=DAY, boot="boot-1")
+    run = await ended_run(stores, service)
+    assert await service.sweep() == 0
+    clock.leap(20 * 24 * HOUR)
+    if boot != "boot-1":
+        clock.passed_seconds, clock.wrong_seconds = 10.0, clock.passed_seconds - 10
+    assert await stores.service(clock=clock, retention=DAY, boot=boot).sweep() == 1
+    assert await stores.head(run) is None
+
+
+@pytest.mark.promise("P14")
+async def test_no_run_ends_after_a_jump_that_could_not_be_noted(stores: Stores) -> None:
+    """C9, C4: the end waits until the records answer again."""
+    clock = JumpClock()
+    outage = Outage("clock_notes.keep", lasts=2)
+    service = stores.service_upon(outage, clock=clock, retention=DAY, boot="boot-1")
+    clock.jump(-25 * HOUR)
+    run = await ended_run(stores, service)
+    assert outage.attempts == 2
+    clock.jump(25 * HOUR)
+    assert await stores.service(clock=clock, retention=DAY, boot="boot-1").sweep() == 0
+    assert await stores.frames(run)
+
+
+async def test_a_steady_clock_is_noted_once_a_boot(stores: Stores) -> None:
+    """P13: neither sweeps nor ends of runs write it again."""
+    clock = JumpClock()
+    faults = Faults()
+    for _ in range(2):
+        service = stores.service_upon(faults, clock=clock, retention=DAY, boot="boot-1")
+        for _ in range(3):
+            await ended_run(stores, service)
+            clock.leap(10 * HOUR)
+            await service.sweep()
+    assert faults.calls["clock_notes.keep"] == 1
+    assert faults.calls["clock_notes.latest"] == 2
 
 
 class WrongClock(SystemClock):

@@ -14,6 +14,7 @@ from reattach.records.agents import Agents
 from reattach.records.audit_log import AuditLog
 from reattach.records.blocks import Blocks
 from reattach.records.callbacks import Callbacks
+from reattach.records.clocks.notes import ClockNotes
 from reattach.records.contexts.contexts import Contexts
 from reattach.records.conversations import Conversations
 from reattach.records.database.database import Database
@@ -71,6 +72,7 @@ class Records:
         self.tokens = Tokens(database, clock)
         self.tenants = Tenants(database, clock)
         self.audit_log = AuditLog(database, clock)
+        self.clock_notes = ClockNotes(database, clock)
         self._audit_kept = timedelta(days=audit_days)
         self._deletes_nameless_chats = deletes_nameless_chats
         self._audit_sweep_due_at = clock.monotonic_seconds()

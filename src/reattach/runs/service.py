@@ -98,6 +98,7 @@ class RunService:
         toolbox: Toolbox | None = None,
         tool_seconds: float = TOOL_SECONDS,
         retention: timedelta = timedelta(hours=24),
+        boot: str | None = None,
         ping_interval_seconds: float = 15.0,
         lease_seconds: float = LEASE_SECONDS,
         callback_due: Callable[[], None] = lambda: None,
@@ -118,7 +119,7 @@ class RunService:
         self.engine_factory = EngineFactory(
             catalog, toolbox or Toolbox(), clock, default_model, tool_seconds
         )
-        self._retention = Retention(records, clock, retention)
+        self._retention = Retention(records, clock, retention, boot)
         self._settlements = Settlements(records, clock)
         self.history = History(records, self.readers, self.open_runs, self.ownership, clock)
         self.snapshots = Snapshots(records, self.watch, self.follow, self.is_settled_in_time)
@@ -126,16 +127,9 @@ class RunService:
         settling = SettlementWriter(records, clock, self._retention, self.engine_factory, observer)
         settling.callback_due = callback_due
         drivers = Drivers(
-            log,
-            records,
-            clock,
-            self.engine_factory,
-            self.open_runs,
-            policy,
-            settling.write,
-            observer,
-            self.meters,
-        )
+            log, records, clock, self.engine_factory, self.open_runs, policy, settling.write,
+            observer, self.meters,
+        )  # fmt: skip
         self._recovery = Recovery(drivers, self.ownership)
         self._sends = Sends(drivers, self.ownership, self._recovery.give_up)
         self.audit = Audit(
@@ -481,9 +475,8 @@ class RunService:
         """Refuse new runs, let the open ones finish for ``seconds``, then end them (P15).
 
         Everyone who reads a run that goes on elsewhere, or waits for its end, is then released, to
-        reconnect there.
-        Return when every run of this process has ended, or could not be ended within some seconds
-        more.
+        reconnect there. Return when every run of this process has ended, or could not be ended
+        within some seconds more.
         """
         await self.open_runs.drain(seconds)
         self.watch.release()

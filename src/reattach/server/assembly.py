@@ -201,8 +201,7 @@ async def assemble(
 
     ``engines`` and ``toolbox`` replace those of the settings; ``boot`` identifies the boot of the
     machine, ``worker`` this process among several that share a port. On exit, open runs are handed
-    over to the next process, or get their end if none can continue them, and the stores are closed.
-    Raises StartupError, StoreUnavailableError.
+    over, or end if none can continue them. Raises StartupError, StoreUnavailableError.
     """
     clock = clock or SystemClock()
     shared_clock = SharedClock(clock)
@@ -231,6 +230,7 @@ async def assemble(
             callbacks=callbacks,
             meters=meters,
             traces=traces,
+            boot=await asyncio.to_thread(boot),
         )
         # Else the upkeep takes the runs up, so that the port opens at once.
         await runs.start(recovers=after_power_cut or not settings.continue_runs)
@@ -305,6 +305,7 @@ def _run_service(
     callbacks: Callbacks,
     meters: Meters,
     traces: Traces,
+    boot: str | None,
 ) -> RunService:
     observers: list[RunObserver] = [RunCounts(meters)]
     if traces.observer is not None:
@@ -318,6 +319,7 @@ def _run_service(
         toolbox=toolbox,
         tool_seconds=settings.tool_seconds,
         retention=timedelta(seconds=settings.retention_seconds),
+        boot=boot,
         ping_interval_seconds=settings.ping_interval_seconds,
         lease_seconds=settings.lease_seconds,
         callback_due=callbacks.wake,

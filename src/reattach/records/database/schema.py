@@ -418,6 +418,17 @@ audit_log = Table(
 )
 """The acts of operators and clients. An entry without a tenant is about the server itself."""
 
+clock_notes = Table(
+    "clock_notes",
+    metadata,
+    Column("ordinal", Ordinal, primary_key=True),
+    Column("boot", Characters()),
+    Column("zero_at", Moment, nullable=False),
+    Column("steady_since_seconds", Float, nullable=False),
+    Column("is_steady", Boolean, nullable=False),
+)
+"""The last note of how the clock stood, in one row."""
+
 for _table in metadata.sorted_tables:
     for _column in _table.columns:
         if isinstance(_column.type, StoredType):

@@ -43,6 +43,7 @@ OF_THE_SERVER: Final[tuple[Table, ...]] = (
     schema.owners,
     schema.signing_keys,
     schema.abandoned_logs,
+    schema.clock_notes,
 )
 """The tables without rows of tenants. Abandoned logs have ids of runs until they are deleted."""
 

@@ -44,11 +44,12 @@ class SettlementWriter:
         Raises:
             StoreUnavailableError: The store did not answer for APPEND_RETRY_SECONDS.
         """
-        self._retention.check_clock()
         is_unsure = False
 
         async def settle() -> bool:
             nonlocal is_unsure
+            # A jump is noted first: the end may be a time of a wrong clock.
+            await self._retention.check_clock()
             try:
                 return await self._records.runs.settle(run.id, settlement)
             except StoreUnavailableError:

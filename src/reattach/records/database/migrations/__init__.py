@@ -26,7 +26,7 @@ from reattach.records.database.schema import metadata
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD: Final = "0013"
+HEAD: Final = "0014"
 """The newest revision. It is a constant so that a new or current database does not import Alembic,
 which takes a sixth of the time of a server's start.
 """

@@ -1,0 +1,1 @@
+"""Notes of clocks, which outlive the processes that read them."""
