@@ -9,6 +9,7 @@ import pytest
 
 from reattach.domain.ids import DEFAULT_TENANT, RunId, TenantId, new_run_id
 from reattach.records.base import Target
+from reattach.records.database import sqlite
 from reattach.records.runs.targets import known
 from reattach.records.runs.targets.known import KnownTargets
 from reattach.server import datadir
@@ -35,6 +36,12 @@ def queries(monkeypatch: pytest.MonkeyPatch) -> Queries:
 
     monkeypatch.setattr(KnownTargets, "_read", counted)
     return counts
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a busy machine send no look-up to a thread."""
+    monkeypatch.setattr(sqlite, "_LONG_SECONDS", 60.0)
 
 
 async def ended_run(live: LiveServer) -> RunId:

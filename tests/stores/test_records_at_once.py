@@ -38,9 +38,10 @@ async def database(path: Path) -> AsyncIterator[Database]:
 
 
 @pytest.fixture(autouse=True)
-def no_commit_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Count no commit of a busy machine as one of a slow disk."""
+def nothing_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count no work of a busy machine as that of a slow disk."""
     monkeypatch.setattr(sqlite, "_SLOW_SECONDS", 60.0)
+    monkeypatch.setattr(sqlite, "_LONG_SECONDS", 60.0)
 
 
 @pytest.fixture
@@ -181,31 +182,81 @@ async def test_a_failed_commit_in_the_event_loop_is_repeated_in_a_thread(
     assert await database.in_read(count) == 2
 
 
-async def test_a_slow_disk_is_left_to_the_thread_for_a_while(
-    database: Database, visits: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sqlite, "_SLOW_SECONDS", 0.1)
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now)
+class Clock:
+    """The monotonic clock, in which one kind of statements takes 0.2 s."""
 
-    def is_slow(connection: Connection) -> None:
-        nonlocal now
-        add(connection, str(now))
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+
+    def attend(self, connection: Connection, slow: str) -> None:
+        """Let statements over this connection that begin with ``slow`` take their time."""
+
+        def wait(statement: str) -> None:
+            if statement.startswith(slow):
+                self.now += 0.2
+
         driver_of(connection).set_trace_callback(wait)
 
-    def wait(statement: str) -> None:
-        nonlocal now
-        if statement == "COMMIT":
-            now += 0.2
 
-    await database.in_short_write(is_slow)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(sqlite, "_SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite, "_LONG_SECONDS", 0.1)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    return clock
+
+
+@pytest.mark.parametrize("slow", ["INSERT", "COMMIT"])
+async def test_writes_to_a_slow_disk_are_left_to_the_thread_for_a_while(
+    database: Database, visits: list[object], clock: Clock, slow: str
+) -> None:
+    def write(connection: Connection) -> None:
+        clock.attend(connection, slow)
+        add(connection)
+
+    await database.in_short_write(write)
     assert not visits
-    now += 19
+    clock.now += 19
     await database.in_short_write(add, "during the pause")
     assert len(visits) == 1
-    now += 2
+    clock.now += 2
     await database.in_short_write(add, "after it")
     assert len(visits) == 1
+
+
+async def test_a_short_write_that_fails_slowly_is_followed_by_a_pause(
+    database: Database, visits: list[object], clock: Clock
+) -> None:
+    def refuse(connection: Connection) -> None:
+        clock.attend(connection, "SELECT")
+        count(connection)
+        raise ConflictError("It is taken.")
+
+    with pytest.raises(ConflictError):
+        await database.in_short_write(refuse)
+    await database.in_short_write(add)
+    assert len(visits) == 1
+
+
+async def test_reads_of_a_slow_disk_are_left_to_a_thread_for_a_while(
+    database: Database, visits: list[object], clock: Clock
+) -> None:
+    def read(connection: Connection) -> int:
+        clock.attend(connection, "SELECT")
+        return count(connection)
+
+    assert await database.in_short_read(read) == 0
+    assert not visits
+    clock.now += 19
+    assert await database.in_short_read(count) == 0
+    assert await database.run_prepared(_COUNT) == [[0]]
+    assert len(visits) == 2
+    clock.now += 2
+    assert await database.run_prepared(_COUNT) == [[0]]
+    assert len(visits) == 2
+    assert await database.in_short_read(count) == 0
+    assert len(visits) == 3
 
 
 async def test_short_writes_do_not_let_the_wal_grow(

@@ -29,6 +29,9 @@ _P = ParamSpec("_P")
 RACES: Final = 5
 """Attempts at a write that another process may make fail, because it inserts the same key."""
 
+_LEFT_TO_THREAD: Final = (DBAPIError, sqlite3.Error, ValueError, OverflowError)
+"""Failures of a read in the event loop after which a thread reads."""
+
 _LOST_RACES: Final = {"40001", "40P01"}
 """The SQLSTATEs of a transaction that may succeed when it is repeated."""
 
@@ -79,6 +82,7 @@ class Database:
             Grouped(writes, postgresql.begin_group) if is_postgresql else Grouped(writes)
         )
         self._loop_connection = loop_connection
+        self._loop_disk = sqlite.SlowDisk()
         self.meter: StoreMeter | None = None
         """Measures the transactions, except in threads; None: nothing does."""
 
@@ -263,9 +267,9 @@ class Database:
         waits for no writer. Values that are too large for the loop are read in a thread after all.
         ``work`` may be called twice.
         """
-        if self._loop_connection is not None:
+        if self._loop_connection is not None and not self._loop_disk.pauses:
             # A thread may wait for a lock and reports the error; the event loop must not.
-            with suppress(DBAPIError, sqlite3.Error, ValueError, OverflowError):
+            with suppress(*_LEFT_TO_THREAD), self._loop_disk.noticed():
                 return _read_in_loop(self._loop_connection, work, *args, **kwargs)
         return await self.in_read(work, *args, **kwargs)
 
@@ -286,9 +290,9 @@ class Database:
 
         One statement needs no BEGIN.
         """
-        if self._loop_connection is not None:
+        if self._loop_connection is not None and not self._loop_disk.pauses:
             # A thread may wait for a lock and reports the error; the event loop must not.
-            with suppress(DBAPIError, sqlite3.Error, ValueError, OverflowError):
+            with suppress(*_LEFT_TO_THREAD), self._loop_disk.noticed():
                 return statement.rows(self._loop_connection, values)
         return None
 

@@ -48,12 +48,16 @@ are older than the rising ones, are spread over all pages of an index."""
 _SLOW_SECONDS: Final = 0.01
 """A commit that takes longer was held up by the disk."""
 
+_LONG_SECONDS: Final = 0.05
+"""Other short work that takes longer was. It is interrupted by other programs more often, and the
+first use of a statement compiles it."""
+
 _SLOW_DISK_FACTOR: Final = 100
 """For how many times as long nothing is attempted after that, so that a slow disk takes at most a
 hundredth of the loop's time."""
 
 _SLOW_DISK_SECONDS: Final = 60.0
-"""The longest time for which nothing is attempted after one slow commit."""
+"""The longest time for which nothing is attempted after slow work."""
 
 _SYNCHRONOUS: Final = {"process": "NORMAL", "power": "FULL"}
 
@@ -65,6 +69,29 @@ def reads(url: URL, durability: Durability) -> Transactions:
     return Transactions(engine, connections=READERS, wait_seconds=WAIT_SECONDS, is_remote=False)
 
 
+class SlowDisk:
+    """Keeps work out of the event loop for a while after the disk held some up."""
+
+    def __init__(self) -> None:
+        self._pauses_until = 0.0
+
+    @property
+    def pauses(self) -> bool:
+        return time.monotonic() < self._pauses_until
+
+    @contextmanager
+    def noticed(self, *, is_commit: bool = False) -> Iterator[None]:
+        """Measure work in the event loop, whether it succeeds or not."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            ended = time.monotonic()
+            if ended - began > (_SLOW_SECONDS if is_commit else _LONG_SECONDS):
+                pause = min(_SLOW_DISK_FACTOR * (ended - began), _SLOW_DISK_SECONDS)
+                self._pauses_until = ended + pause
+
+
 class AtOnce:
     """Makes transactions in the event loop, over a connection that never waits for a lock.
 
@@ -74,7 +101,7 @@ class AtOnce:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._pauses_until = 0.0
+        self._disk = SlowDisk()
 
     def attempt(self, work: Callable[[Connection], _T]) -> tuple[_T] | None:
         """Return the result of a committed transaction; None if nothing was changed.
@@ -82,30 +109,27 @@ class AtOnce:
         A thread can then wait where this did not, and reports what is wrong. Errors of the domain
         are raised.
         """
-        if time.monotonic() < self._pauses_until:
+        if self._disk.pauses:
             return None
+        try:
+            with self._disk.noticed():
+                return (self._committed(work),)
+        except ReattachError:
+            raise
+        except Exception:  # noqa: BLE001  The thread raises it.
+            return None
+
+    def _committed(self, work: Callable[[Connection], _T]) -> _T:
         driver = driver_of(self._connection)
         try:
             driver.execute("BEGIN IMMEDIATE")
             result = work(self._connection)
-            began = time.monotonic()
-            try:
+            with self._disk.noticed(is_commit=True):
                 driver.execute("COMMIT")
-            finally:
-                self._note_duration(began)
-        except ReattachError:
+        except Exception:
             self._roll_back()
             raise
-        except Exception:  # noqa: BLE001  The thread raises it.
-            self._roll_back()
-            return None
-        return (result,)
-
-    def _note_duration(self, began: float) -> None:
-        ended = time.monotonic()
-        if ended - began > _SLOW_SECONDS:
-            pause = min(_SLOW_DISK_FACTOR * (ended - began), _SLOW_DISK_SECONDS)
-            self._pauses_until = ended + pause
+        return result
 
     def _roll_back(self) -> None:
         driver = driver_of(self._connection)
