@@ -116,6 +116,19 @@ async def test_on_a_slow_disk_the_first_reader_loads_the_run_in_a_thread(
     await log.aclose()
 
 
+async def test_on_a_slow_disk_runs_are_looked_up_in_a_thread(
+    tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = await opened_again(tmp_path / "log.db")
+    monkeypatch.setattr(read_pool, "_SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(read_pool, "_SLOW_DISK_FACTOR", 1_000_000)
+    assert await log._find("missing") is None
+    asked.count = 0
+    assert await log._find("missing") is None
+    assert asked.count == 1
+    await log.aclose()
+
+
 async def test_readers_of_the_last_events_load_nothing_else_unless_there_are_several(
     tmp_path: Path,
 ) -> None:

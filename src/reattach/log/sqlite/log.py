@@ -308,10 +308,10 @@ class SqliteLog(Log):
             if run is not None:
                 return run
             look = partial(tables.run_by_id, run_id=run_id)
-            try:
-                return self._load(self._read_pool.at_once(look))
-            except sqlite3.Error:  # A thread may wait for a lock.
-                await self._look_ups.do(run_id, partial(self._look_up, look))
+            found = self._read_pool.try_at_once(look)
+            if found is not None:
+                return self._load(found[0])
+            await self._look_ups.do(run_id, partial(self._look_up, look))
             if run_id not in self.runs:
                 return None
 

@@ -14,11 +14,11 @@ _THREADS: Final = 2
 """A read of 64 KiB takes a third of a millisecond. With two threads a slow one does not block."""
 
 _SLOW_SECONDS: Final = 0.005
-"""A slice takes 30 µs where the system has the file in memory. One that takes longer than this was
-held up by the disk."""
+"""A slice takes 30 µs where the system has the file in memory. A read that takes longer than this
+was held up by the disk."""
 
 _SLOW_DISK_FACTOR: Final = 100
-"""For how many times as long slices are read in threads after that, as the writer does."""
+"""For how many times as long all reads are made in threads after that, as the writer does."""
 
 
 class ReadPool:
@@ -29,12 +29,12 @@ class ReadPool:
     """
 
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
-        """For a thread that may block: it opens the connection for ``at_once``."""
+        """For a thread that may block: it opens the connection for ``try_at_once``."""
         self._connect = connect
         self.loop_connection = connect()
         self.loop_connection.execute("PRAGMA busy_timeout = 0")
         self._threads_until = 0.0
-        """Until then slices are read in threads, because the disk is slow."""
+        """Until then everything is read in threads, because the disk is slow."""
         self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="reattach-log-reader")
 
@@ -49,17 +49,11 @@ class ReadPool:
         """Run ``work``, which needs no connection, in a thread as ``call`` does."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    def at_once(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run ``work``, which finds a row by its key, in the event loop: a thread costs more.
-
-        It never waits for a lock, and raises sqlite3.Error instead.
-        """
-        return work(self.loop_connection)
-
     def try_at_once(self, work: Callable[[sqlite3.Connection], T]) -> tuple[T] | None:
-        """Run ``work``, which reads a slice, in the event loop, and return its result in a tuple.
+        """Run ``work`` in the event loop, and return its result in a tuple.
 
-        None if it has to wait for a lock, or if the disk held up such work a moment ago.
+        For work that finds a row by its key or reads a slice, where a thread costs more. None if it
+        has to wait for a lock, or if the disk held up such work a moment ago.
         """
         began = time.monotonic()
         if began < self._threads_until:
