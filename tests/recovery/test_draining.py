@@ -154,3 +154,19 @@ async def test_a_second_signal_shortens_the_drain_and_no_reader_delays_the_exit(
             assert await exit_status(server, BOUND_SECONDS) == 0
         assert received.end() == DRAINED
         takes_nothing.close()
+
+
+@pytest.mark.promise("P15")
+async def test_two_signals_at_the_same_moment_end_the_drain_at_once(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path, drain_seconds=300) as server,
+        client_of(server) as client,
+        answering(client, "[hang=3]", until_seq=4) as (task, received),
+    ):
+        # A process that stands still gets both when it goes on, as a busy event loop does.
+        for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+            server.signal(number)
+        async with asyncio.timeout(BOUND_SECONDS):
+            await task
+            assert await exit_status(server, BOUND_SECONDS) == 0
+        assert received.end() == DRAINED

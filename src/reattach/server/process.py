@@ -265,7 +265,8 @@ class _Server:
         if self._draining is None:
             self._begin_drain()
         else:
-            self._draining.cancel()
+            # Later, because a task that is cancelled before its first step never runs.
+            self._loop.call_soon(self._draining.cancel)
 
     def _begin_drain(self) -> asyncio.Task[None]:
         if self._draining is None:
