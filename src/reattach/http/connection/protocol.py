@@ -5,6 +5,7 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol, cast
 
@@ -70,9 +71,9 @@ class HttpConnection(asyncio.Protocol):
     """One connection. ``client`` is the address and port of the client."""
 
     __slots__ = ("_body", "_body_until", "_client", "_cycle", "_discarded_bytes", "_endpoint",
-                 "_head", "_held", "_queue", "_reads", "_room", "_server", "_transport",
-                 "half_closed", "has_unread", "read_bytes", "sent_bytes", "stalled", "state",
-                 "stuck_since", "write_paused")  # fmt: skip
+                 "_head", "_held", "_is_resuming", "_queue", "_reads", "_room", "_server",
+                 "_transport", "half_closed", "has_unread", "read_bytes", "sent_bytes",
+                 "stalled", "state", "stuck_since", "write_paused")  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, client: tuple[str, int]) -> None:
         self._endpoint = endpoint
@@ -94,6 +95,7 @@ class HttpConnection(asyncio.Protocol):
         self._discarded_bytes = 0
         self.state = State.HEAD
         self.write_paused = False
+        self._is_resuming = False
         self.half_closed = False
         self.stalled = False
         """The connection was aborted because the client read nothing."""
@@ -178,7 +180,11 @@ class HttpConnection(asyncio.Protocol):
             self._room.set()
             self._room = None
         if self._cycle is not None:
-            self._cycle.notify_writable()
+            self._is_resuming = True
+            try:
+                self._cycle.notify_writable()
+            finally:
+                self._is_resuming = False
 
     # Called by the server.
 
@@ -425,13 +431,23 @@ class HttpConnection(asyncio.Protocol):
         """Close once everything that was written has been sent."""
         self._held = b""
         self._enter(State.CLOSED)
-        self._transport.close()
+        self._leave(self._transport.close)
 
     def abort(self) -> None:
         """Close at once."""
         self._held = b""
         self._enter(State.CLOSED)
-        self._transport.abort()
+        self._leave(self._transport.abort)
+
+    def _leave(self, end: Callable[[], None]) -> None:
+        """Call ``end`` of the transport.
+
+        asyncio's own transports would report a lost connection twice if ``resume_writing`` did.
+        """
+        if self._is_resuming:
+            asyncio.get_running_loop().call_soon(end)
+        else:
+            end()
 
     def unread_bytes(self) -> int:
         connection = self._transport.get_extra_info("socket")
