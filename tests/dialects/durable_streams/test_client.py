@@ -65,7 +65,7 @@ async def test_a_long_poll_whose_answers_are_lost_has_every_event_once(
 ) -> None:
     polled = outcome["polled"]
     assert (polled["differs"], polled["opened"]) == (False, 1)
-    assert polled["requests"] > 4
+    assert polled["requests"] > 2  # At least one answer with events was lost.
 
 
 async def test_an_ended_run_is_read_from_every_offset_in_every_mode(
