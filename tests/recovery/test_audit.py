@@ -324,6 +324,24 @@ async def test_a_follow_that_must_not_wait_for_a_log_returns_at_once(stores: Sto
     assert OPEN_WAIT_SECONDS <= waited[1] < 1.1 * OPEN_WAIT_SECONDS
 
 
+@pytest.mark.promise("P5", "P9")
+async def test_a_run_that_ends_between_the_look_for_its_log_and_for_its_record_is_not_lost(
+    stores: Stores,
+) -> None:
+    opening, getting = Gate("log.open"), Gate("runs.get")
+    owner, other = stores.service_upon(opening), stores.service_upon(getting)
+    run = await owner.send(stores.send(await stores.conversation(), TEXT))
+    await opening.waiting.wait()
+    following = asyncio.create_task(other.follow(Target.of(run), 0, max_events=100))
+    async with asyncio.timeout(10):
+        await getting.waiting.wait()
+        opening.opened.set()
+        await owner.wait_until_settled(run)
+        getting.opened.set()
+        async with await following as reader:
+            assert (await reader.read()).frames == b"".join(await stores.frames(run))
+
+
 async def test_the_audit_goes_on_with_the_next_call_after_an_outage(stores: Stores) -> None:
     """C2: a store that does not answer leaves the audit to its next time."""
     run = await ended_run(stores)

@@ -294,7 +294,10 @@ class RunService:
             except LogNotFoundError:
                 run = await self._records.runs.get(target.tenant, target.run_id)
             if not run.status.is_active:
-                raise self._retention.expired_error(run)
+                if ended:
+                    raise self._retention.expired_error(run)
+                ended = True  # The whole log may have been written since the look.
+                continue
             # Another process may be about to open the log, or to end the run because it is lost.
             is_late = self._clock.monotonic_seconds() >= give_up_at
             if (had_recovered and not self.ownership.shared) or is_late:
