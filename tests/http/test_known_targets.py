@@ -41,7 +41,7 @@ def queries(monkeypatch: pytest.MonkeyPatch) -> Queries:
 @pytest.fixture(autouse=True)
 def nothing_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a busy machine send no look-up to a thread."""
-    monkeypatch.setattr(sqlite, "_LONG_SECONDS", 60.0)
+    monkeypatch.setattr(sqlite, "SHORT_SECONDS", 60.0)
 
 
 async def ended_run(live: LiveServer) -> RunId:

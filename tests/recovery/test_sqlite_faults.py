@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from reattach import slow_disk
 from reattach.domain.errors import FencedError, SeqMismatchError, StoreUnavailableError
 from reattach.domain.ids import Seq, Token
 from reattach.log.base import Head, Slice
-from reattach.log.sqlite import writer
 from reattach.log.sqlite.log import Sizes, SqliteLog
 from reattach.testing.conformance.log_samples import append
 
@@ -209,7 +209,7 @@ async def test_a_commit_that_fails_in_the_event_loop_is_made_by_the_thread(
 async def test_a_slow_disk_takes_a_hundredth_of_the_event_loops_time(
     disk: Disk, at_once: SqliteLog, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    monkeypatch.setattr(writer, "time", disk)
+    monkeypatch.setattr(slow_disk, "time", disk)
 
     async def append_one() -> str:
         """Append, and return the name of the thread that tried it first."""

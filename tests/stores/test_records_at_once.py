@@ -40,8 +40,8 @@ async def database(path: Path) -> AsyncIterator[Database]:
 @pytest.fixture(autouse=True)
 def nothing_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count no work of a busy machine as that of a slow disk."""
-    monkeypatch.setattr(sqlite, "_SLOW_SECONDS", 60.0)
-    monkeypatch.setattr(sqlite, "_LONG_SECONDS", 60.0)
+    monkeypatch.setattr(sqlite, "COMMIT_SECONDS", 60.0)
+    monkeypatch.setattr(sqlite, "SHORT_SECONDS", 60.0)
 
 
 @pytest.fixture
@@ -201,8 +201,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(sqlite, "_SLOW_SECONDS", 0.1)
-    monkeypatch.setattr(sqlite, "_LONG_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite, "COMMIT_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite, "SHORT_SECONDS", 0.1)
     monkeypatch.setattr(time, "monotonic", lambda: clock.now)
     return clock
 

@@ -182,7 +182,7 @@ class Locked:
 async def test_a_prepared_statement_on_a_locked_file_runs_in_a_thread(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_LONG_SECONDS", 60.0)  # On a busy machine.
+    monkeypatch.setattr(sqlite, "SHORT_SECONDS", 60.0)  # On a busy machine.
     statement = PreparedStatement(select(literal("found").label("it")))
     assert await database.run_prepared(statement) == [["found"]]
     visits = []
@@ -211,7 +211,7 @@ async def test_a_prepared_statement_on_a_locked_file_runs_in_a_thread(
 async def test_a_value_that_would_hold_the_event_loop_is_read_in_a_thread(
     database: Database, monkeypatch: pytest.MonkeyPatch, size: int, visits: int
 ) -> None:
-    monkeypatch.setattr(sqlite, "_LONG_SECONDS", 60.0)  # On a busy machine.
+    monkeypatch.setattr(sqlite, "SHORT_SECONDS", 60.0)  # On a busy machine.
     agent = an_agent(system="s" * size)
     agents = Agents(database, SystemClock())
     await agents.create(OURS, agent)

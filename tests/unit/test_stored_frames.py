@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from reattach import slow_disk
 from reattach.domain.errors.stores import LogDamagedError
 from reattach.domain.ids import Seq, Token
 from reattach.log.base import Log
@@ -102,31 +103,33 @@ async def test_the_second_slice_of_a_second_reader_loads_the_run_for_all_readers
     await log.aclose()
 
 
-async def test_on_a_slow_disk_the_first_reader_loads_the_run_in_a_thread(
-    tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+async def slow_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SqliteLog]:
+    """A log on a disk so slow that a read in the event loop is the last one there."""
     log = await opened_again(tmp_path / "log.db")
     monkeypatch.setattr(read_pool, "_SLOW_SECONDS", 0.0)
-    monkeypatch.setattr(read_pool, "_SLOW_DISK_FACTOR", 1_000_000)
-    async with log.follow("run") as tail:
+    monkeypatch.setattr(slow_disk, "_FACTOR", 1_000_000)
+    yield log
+    await log.aclose()
+
+
+async def test_on_a_slow_disk_the_first_reader_loads_the_run_in_a_thread(
+    slow_log: SqliteLog, asked: Asked
+) -> None:
+    async with slow_log.follow("run") as tail:
         asked.count = 0
-        assert b"".join(await all_slices(log)) == b"".join(FRAMES)
+        assert b"".join(await all_slices(slow_log)) == b"".join(FRAMES)
         assert asked.count == 2  # A slice, and everything.
         assert tail.size_bytes == sum(map(len, FRAMES))
-    await log.aclose()
 
 
 async def test_on_a_slow_disk_runs_are_looked_up_in_a_thread(
-    tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
+    slow_log: SqliteLog, asked: Asked
 ) -> None:
-    log = await opened_again(tmp_path / "log.db")
-    monkeypatch.setattr(read_pool, "_SLOW_SECONDS", 0.0)
-    monkeypatch.setattr(read_pool, "_SLOW_DISK_FACTOR", 1_000_000)
-    assert await log._find("missing") is None
+    assert await slow_log._find("missing") is None
     asked.count = 0
-    assert await log._find("missing") is None
+    assert await slow_log._find("missing") is None
     assert asked.count == 1
-    await log.aclose()
 
 
 async def test_readers_of_the_last_events_load_nothing_else_unless_there_are_several(

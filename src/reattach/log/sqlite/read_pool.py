@@ -2,11 +2,12 @@
 
 import asyncio
 import sqlite3
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import Final, TypeVar
+
+from reattach.slow_disk import SlowDisk
 
 T = TypeVar("T")
 
@@ -16,9 +17,6 @@ _THREADS: Final = 2
 _SLOW_SECONDS: Final = 0.005
 """A slice takes 30 µs where the system has the file in memory. A read that takes longer than this
 was held up by the disk."""
-
-_SLOW_DISK_FACTOR: Final = 100
-"""For how many times as long all reads are made in threads after that, as the writer does."""
 
 
 class ReadPool:
@@ -33,8 +31,7 @@ class ReadPool:
         self._connect = connect
         self.loop_connection = connect()
         self.loop_connection.execute("PRAGMA busy_timeout = 0")
-        self._threads_until = 0.0
-        """Until then everything is read in threads, because the disk is slow."""
+        self._disk = SlowDisk()
         self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="reattach-log-reader")
 
@@ -55,17 +52,15 @@ class ReadPool:
         For work that finds a row by its key or reads a slice, where a thread costs more. None if it
         has to wait for a lock, or if the disk held up such work a moment ago.
         """
-        began = time.monotonic()
-        if began < self._threads_until:
+        began = self._disk.begin()
+        if began is None:
             return None
         try:
             result = work(self.loop_connection)
         except sqlite3.Error:  # A thread may wait for a lock, and reports what is wrong.
             return None
         finally:
-            ended = time.monotonic()
-            if ended - began > _SLOW_SECONDS:
-                self._threads_until = ended + _SLOW_DISK_FACTOR * (ended - began)
+            self._disk.note(began, _SLOW_SECONDS)
         return (result,)
 
     async def aclose(self) -> None:

@@ -13,7 +13,6 @@ Jobs run in the thread between batches in the order of their requests, each in i
 import asyncio
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -24,6 +23,7 @@ from reattach.log.sqlite import journal, tables
 from reattach.log.sqlite.journal import Delete
 from reattach.log.sqlite.run_state import Operation, RunState
 from reattach.log.sqlite.tables import Durability
+from reattach.slow_disk import SlowDisk
 
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 """The size at which a batch is committed: a few ms of writing, far below SQLite's limit of 1 GB."""
@@ -31,12 +31,8 @@ _BATCH_BYTES: Final = 4 * 1024 * 1024
 _SLOW_SECONDS: Final = 0.01
 """A commit in the event loop that takes longer was held up by the disk."""
 
-_SLOW_DISK_FACTOR: Final = 100
-"""For how many times as long the thread commits everything after that, so that a slow disk takes at
-most a hundredth of the loop's time."""
-
-_SLOW_DISK_SECONDS: Final = 60.0
-"""The longest time for which the thread does so after one slow commit."""
+_LONGEST_PAUSE_SECONDS: Final = 60.0
+"""The longest time for which the thread commits everything after one slow commit."""
 
 Work = Callable[[sqlite3.Connection], object]
 
@@ -85,8 +81,7 @@ class Writer:
         self._calls: list[Callable[[], None]] = []
         self._is_tick_end_scheduled = False
         self._at_once_bytes = at_once_bytes
-        self._thread_until = 0.0
-        """Until then the thread commits everything, because the disk is slow."""
+        self._disk = SlowDisk(_LONGEST_PAUSE_SECONDS)
         self._begins_wal = True
         """The next commit may write the head of a WAL that begins anew. Whatever the durability,
         SQLite waits until the disk has it."""
@@ -126,8 +121,8 @@ class Writer:
             return False
         if self._durability == "power" or self._synced_runs:
             return False
-        began = time.monotonic()
-        if began < self._thread_until:
+        began = self._disk.begin()
+        if began is None:
             return False
         packed = b"".join([operation.packed for operation in batch])
         if len(packed) > self._at_once_bytes or Delete in {type(op.change) for op in batch}:
@@ -137,19 +132,12 @@ class Writer:
         except Exception:  # noqa: BLE001 - The thread tries again, and reports the failure.
             return False
         finally:
-            self._note_duration(began)
+            self._disk.note(began, _SLOW_SECONDS)
         row = self._next_row
         self._next_row += 1
         self._submitted = []
         self._on_committed(batch, row, len(packed))
         return True
-
-    def _note_duration(self, began: float) -> None:
-        """Let the thread commit for a while if the commit in the loop took long."""
-        ended = time.monotonic()
-        if ended - began > _SLOW_SECONDS:
-            pause = min(_SLOW_DISK_FACTOR * (ended - began), _SLOW_DISK_SECONDS)
-            self._thread_until = ended + pause
 
     def note_copied_wal(self) -> None:
         """Note that the WAL was copied as a whole, so the next commit begins it anew."""

@@ -22,6 +22,7 @@ from reattach.records.database.prepared import PreparedStatement, driver_of
 from reattach.records.database.sqlite import Durability
 from reattach.records.database.transactions import Grouped, Transactions, translate_failures
 from reattach.records.database.url import Backend, address_of, backend_of
+from reattach.slow_disk import SlowDisk
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -82,7 +83,7 @@ class Database:
             Grouped(writes, postgresql.begin_group) if is_postgresql else Grouped(writes)
         )
         self._loop_connection = loop_connection
-        self._loop_disk = sqlite.SlowDisk()
+        self._loop_disk = SlowDisk(sqlite.LONGEST_PAUSE_SECONDS)
         self.meter: StoreMeter | None = None
         """Measures the transactions, except in threads; None: nothing does."""
 
@@ -267,11 +268,23 @@ class Database:
         waits for no writer. Values that are too large for the loop are read in a thread after all.
         ``work`` may be called twice.
         """
-        if self._loop_connection is not None and not self._loop_disk.pauses:
-            # A thread may wait for a lock and reports the error; the event loop must not.
-            with suppress(*_LEFT_TO_THREAD), self._loop_disk.noticed():
-                return _read_in_loop(self._loop_connection, work, *args, **kwargs)
-        return await self.in_read(work, *args, **kwargs)
+        found = self._read_at_once(
+            lambda connection: _read_in_loop(connection, work, *args, **kwargs)
+        )
+        return await self.in_read(work, *args, **kwargs) if found is None else found[0]
+
+    def _read_at_once(self, read: Callable[[Connection], _T]) -> tuple[_T] | None:
+        """Return the result of ``read`` in the event loop; None if only a thread can read it."""
+        connection = self._loop_connection
+        began = None if connection is None else self._loop_disk.begin()
+        if connection is None or began is None:
+            return None
+        try:
+            return (read(connection),)
+        except _LEFT_TO_THREAD:  # It may wait for a lock, and reports what is wrong.
+            return None
+        finally:
+            self._loop_disk.note(began, sqlite.SHORT_SECONDS)
 
     async def run_prepared(
         self, statement: PreparedStatement, **values: object
@@ -290,11 +303,8 @@ class Database:
 
         One statement needs no BEGIN.
         """
-        if self._loop_connection is not None and not self._loop_disk.pauses:
-            # A thread may wait for a lock and reports the error; the event loop must not.
-            with suppress(*_LEFT_TO_THREAD), self._loop_disk.noticed():
-                return statement.rows(self._loop_connection, values)
-        return None
+        found = self._read_at_once(lambda connection: statement.rows(connection, values))
+        return None if found is None else found[0]
 
     def version_at_once(self) -> int | None:
         """Return a number that changes with each commit to the SQLite file, by any program.

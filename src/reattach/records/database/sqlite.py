@@ -19,6 +19,7 @@ from reattach.records.database.prepared import begin as begin_with
 from reattach.records.database.prepared import driver_of
 from reattach.records.database.sqlite_wal import CHECKPOINT_PAGES, Wal, WalIndex
 from reattach.records.database.transactions import Transactions
+from reattach.slow_disk import SlowDisk
 
 _T = TypeVar("_T")
 
@@ -45,19 +46,15 @@ _READ_CACHE_KIB: Final = 2 * 1024
 """The memory for pages of one connection. A writer needs more: the OTIDs of clients, and ids that
 are older than the rising ones, are spread over all pages of an index."""
 
-_SLOW_SECONDS: Final = 0.01
+COMMIT_SECONDS: Final = 0.01
 """A commit that takes longer was held up by the disk."""
 
-_LONG_SECONDS: Final = 0.05
+SHORT_SECONDS: Final = 0.05
 """Other short work that takes longer was. It is interrupted by other programs more often, and the
 first use of a statement compiles it."""
 
-_SLOW_DISK_FACTOR: Final = 100
-"""For how many times as long nothing is attempted after that, so that a slow disk takes at most a
-hundredth of the loop's time."""
-
-_SLOW_DISK_SECONDS: Final = 60.0
-"""The longest time for which nothing is attempted after slow work."""
+LONGEST_PAUSE_SECONDS: Final = 60.0
+"""The longest time for which threads do everything after slow work."""
 
 _SYNCHRONOUS: Final = {"process": "NORMAL", "power": "FULL"}
 
@@ -69,29 +66,6 @@ def reads(url: URL, durability: Durability) -> Transactions:
     return Transactions(engine, connections=READERS, wait_seconds=WAIT_SECONDS, is_remote=False)
 
 
-class SlowDisk:
-    """Keeps work out of the event loop for a while after the disk held some up."""
-
-    def __init__(self) -> None:
-        self._pauses_until = 0.0
-
-    @property
-    def pauses(self) -> bool:
-        return time.monotonic() < self._pauses_until
-
-    @contextmanager
-    def noticed(self, *, is_commit: bool = False) -> Iterator[None]:
-        """Measure work in the event loop, whether it succeeds or not."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            ended = time.monotonic()
-            if ended - began > (_SLOW_SECONDS if is_commit else _LONG_SECONDS):
-                pause = min(_SLOW_DISK_FACTOR * (ended - began), _SLOW_DISK_SECONDS)
-                self._pauses_until = ended + pause
-
-
 class AtOnce:
     """Makes transactions in the event loop, over a connection that never waits for a lock.
 
@@ -101,7 +75,7 @@ class AtOnce:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._disk = SlowDisk()
+        self._disk = SlowDisk(LONGEST_PAUSE_SECONDS)
 
     def attempt(self, work: Callable[[Connection], _T]) -> tuple[_T] | None:
         """Return the result of a committed transaction; None if nothing was changed.
@@ -109,23 +83,28 @@ class AtOnce:
         A thread can then wait where this did not, and reports what is wrong. Errors of the domain
         are raised.
         """
-        if self._disk.pauses:
+        began = self._disk.begin()
+        if began is None:
             return None
         try:
-            with self._disk.noticed():
-                return (self._committed(work),)
+            return (self._committed(work),)
         except ReattachError:
             raise
         except Exception:  # noqa: BLE001  The thread raises it.
             return None
+        finally:
+            self._disk.note(began, SHORT_SECONDS)
 
     def _committed(self, work: Callable[[Connection], _T]) -> _T:
         driver = driver_of(self._connection)
         try:
             driver.execute("BEGIN IMMEDIATE")
             result = work(self._connection)
-            with self._disk.noticed(is_commit=True):
+            began = time.monotonic()
+            try:
                 driver.execute("COMMIT")
+            finally:
+                self._disk.note(began, COMMIT_SECONDS)
         except Exception:
             self._roll_back()
             raise
