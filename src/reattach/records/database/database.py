@@ -155,13 +155,9 @@ class Database:
         def call(connection: Connection) -> _T:
             return work(connection, *args, **kwargs)
 
-        for _ in range(RACES - 1):
-            try:
-                return await self._measured("write", self.writes.run(call))
-            except StoreUnavailableError as error:
-                if not lost_a_race(error):
-                    raise
-        return await self._measured("write", self.writes.run(call))
+        return await repeat_lost_races(
+            lambda: self._measured("write", self.writes.run(call)), StoreUnavailableError
+        )
 
     async def in_short_write(
         self,
@@ -390,15 +386,18 @@ def _rows(
     return connection.execute(statement, values).mappings().all()
 
 
-async def repeat_lost_races(write: Callable[[], Awaitable[_T]]) -> _T:
+async def repeat_lost_races(
+    write: Callable[[], Awaitable[_T]], lost: type[ReattachError] = ReattachError
+) -> _T:
     """Await a write, and again while another transaction was faster.
 
-    The failure of the last of RACES attempts is raised.
+    Only errors of the type ``lost`` are repeated. The failure of the last of RACES attempts is
+    raised.
     """
     for _ in range(RACES - 1):
         try:
             return await write()
-        except ReattachError as error:
+        except lost as error:
             if not lost_a_race(error):
                 raise
     return await write()
