@@ -325,12 +325,16 @@ class RunService:
             logger.warning("run not settled in time", run_id=run.id)
         return await self._records.runs.get(run.tenant, run.id)
 
+    def is_known_as_settled(self, target: Target) -> bool:
+        """Whether the run is settled, as far as that is known here. False may mean that it is."""
+        return not target.status.is_active or self.open_runs.has_settled(target.run_id)
+
     async def is_settled_in_time(self, target: Target) -> bool:
         """Wait for the settlement of a run whose log is closed, and return whether it came in time.
 
         That is SETTLE_WAIT_SECONDS. All waiters share one query of a run of another process.
         """
-        if not target.status.is_active or self.open_runs.has_settled(target.run_id):
+        if self.is_known_as_settled(target):
             return True
         try:
             async with asyncio.timeout(SETTLE_WAIT_SECONDS):

@@ -359,12 +359,8 @@ class DetachedDelivery(Delivery):
             or following.revoked
             or following.expiry is not self._announced
             or following.failure is not None
-            or (following.closed and not self._is_known_as_settled())
+            or (following.closed and not self._job.runs.is_known_as_settled(self._job.target))
         )
-
-    def _is_known_as_settled(self) -> bool:
-        target = self._job.target
-        return not target.status.is_active or self._job.runs.open_runs.has_settled(target.run_id)
 
     @override
     def _may_write_at_once(self) -> bool:
