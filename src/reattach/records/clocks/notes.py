@@ -1,20 +1,17 @@
 """The last note of how the clock stood, so that the next process can tell whether it jumped."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
-from functools import cache
-from importlib import import_module
 from typing import Final
 
 from sqlalchemy import Connection, select
 
 from reattach.records.database import schema
-from reattach.records.database.prepared import PreparedStatement
+from reattach.records.database.prepared import upsert
 from reattach.records.repository import Repository
 
 _notes = schema.clock_notes
 _ONLY_ONE: Final = 1
-_COLUMNS: Final = ("ordinal", "boot", "zero_at", "steady_since_seconds", "is_steady")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,23 +28,13 @@ class ClockNote:
     """False if the wall clock jumped, and has not been steady for one retention since."""
 
 
-@cache
-def _upsert(dialect: str) -> PreparedStatement:
-    # A server uses one of the two dialects, so the other is not imported.
-    statement = import_module(f"sqlalchemy.dialects.{dialect}").insert(_notes)
-    updating = statement.on_conflict_do_update(
-        index_elements=[_notes.c.ordinal],
-        set_={name: statement.excluded[name] for name in _COLUMNS[1:]},
-    )
-    return PreparedStatement(updating, *_COLUMNS)
-
-
 class ClockNotes(Repository):
     """The only note, which all processes of the database share."""
 
     async def latest(self) -> ClockNote | None:
         """Return the note that was kept last."""
-        rows = await self._database.rows(select(*(_notes.c[name] for name in _COLUMNS[1:])))
+        columns = [_notes.c[one.name] for one in fields(ClockNote)]
+        rows = await self._database.rows(select(*columns))
         return ClockNote(**rows[0]) if rows else None
 
     async def keep(self, note: ClockNote) -> None:
@@ -55,6 +42,6 @@ class ClockNotes(Repository):
 
         def write(connection: Connection) -> None:
             values = {"ordinal": _ONLY_ONE, **asdict(note)}
-            _upsert(connection.dialect.name).run(connection, values)
+            upsert(_notes, connection.dialect.name).run(connection, values)
 
         await self._database.in_write(write)

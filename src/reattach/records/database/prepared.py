@@ -6,7 +6,8 @@ several times as much as SQLite needs to find a row by its key: see docs/decisio
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib import import_module
 from typing import Any, Final, cast
 
 from sqlalchemy import Connection, Delete, Dialect, Insert, Select, Table, Update, bindparam, insert
@@ -107,6 +108,21 @@ def ask(connection: Connection, *asked: Query) -> list[list[list[Any]]]:
     except connection.dialect.loaded_dbapi.Error as error:
         raise _wrapped(connection, statements[0][0], error) from error
     return [compiled.converted(one) for (compiled, _), one in zip(found, rows, strict=True)]
+
+
+@cache
+def upsert(table: Table, dialect: str) -> PreparedStatement:
+    """Return the statement that inserts a row, or updates the one with its primary key.
+
+    Its values are those of all columns.
+    """
+    # A server uses one of the two dialects, so the other is not imported.
+    statement = import_module(f"sqlalchemy.dialects.{dialect}").insert(table)
+    updating = statement.on_conflict_do_update(
+        index_elements=list(table.primary_key.columns),
+        set_={one.name: statement.excluded[one.name] for one in table.c if not one.primary_key},
+    )
+    return PreparedStatement(updating, *table.c.keys())
 
 
 class PreparedInsert:

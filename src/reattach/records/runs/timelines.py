@@ -4,15 +4,13 @@ Each owner of a run has a row of its own: it writes it when the run ends, when i
 over, or when somebody looks at the run. An owner that was killed leaves what was written before.
 """
 
-from functools import cache
-from importlib import import_module
 from typing import Final
 
 from sqlalchemy import Connection, bindparam, delete, select
 
 from reattach.domain.ids import RunId, Token
 from reattach.records.database import schema
-from reattach.records.database.prepared import Changes, PreparedStatement
+from reattach.records.database.prepared import Changes, upsert
 from reattach.records.repository import Repository
 from reattach.records.runs.notifications import TimelineKept, TimelineWanted, notify
 
@@ -32,17 +30,6 @@ _DELETE: Final = delete(_timelines).where(
 )
 
 
-@cache
-def _upsert(dialect: str) -> PreparedStatement:
-    # A server uses one of the two dialects, so the other is not imported.
-    statement = import_module(f"sqlalchemy.dialects.{dialect}").insert(_timelines)
-    updating = statement.on_conflict_do_update(
-        index_elements=[_timelines.c.run_id, _timelines.c.token],
-        set_={"commits": statement.excluded.commits},
-    )
-    return PreparedStatement(updating, "run_id", "token", "commits")
-
-
 def keep(connection: Connection, run_id: RunId, token: Token, commits: str) -> None:
     """Write the row of the owner with ``token``; a later one replaces it."""
     changes = Changes(connection)
@@ -53,7 +40,7 @@ def keep(connection: Connection, run_id: RunId, token: Token, commits: str) -> N
 def add_kept(changes: Changes, run_id: RunId, token: Token, commits: str) -> None:
     """Let ``keep`` be one of the changes."""
     values = {"run_id": run_id, "token": token, "commits": commits}
-    changes.add(_upsert(changes.dialect), values)
+    changes.add(upsert(_timelines, changes.dialect), values)
 
 
 def forget(connection: Connection, run_ids: list[RunId]) -> None:
