@@ -378,7 +378,7 @@ _FROM: Final = (
     ">= (SELECT max(first_seq) FROM log_chunk WHERE number = ? AND first_seq <= ?)"
     " ORDER BY first_seq"
 )
-"""Of the chunk with a given frame, and of those after it."""
+"""The chunk with a given frame and those after it, as the end of ``_CHUNK``."""
 
 _ENOUGH: Final = 0.75
 """The part of its most bytes at which a chunk is a whole slice, and the next one is not read for
