@@ -15,7 +15,6 @@ from reattach.domain.errors import CursorAheadError, LogLostError, ReattachError
 from reattach.domain.errors.stores import EventsLostError, LogDamagedError
 from reattach.domain.ids import Seq
 from reattach.domain.limits import (
-    LOST_LOG_FIRST_SEQ,
     REPLAY_SLICE_BYTES,
     REPLAY_TURN_BYTES,
     TOKEN_EXPIRING_SECONDS,
@@ -336,7 +335,9 @@ async def follow(
 
     Raises:
         CursorAheadError: The log is open and does not have the event at the cursor yet.
-        ExpiredError: Events after the cursor were trimmed or lost.
+        TrimmedError: The log has no longer all events after the cursor; ``Audit.explain_trimmed``
+            knows why.
+        EventsLostError: They are damaged.
         LogNotFoundError: There is no log.
         LogLostError: The run has ``ended`` but its log is open.
         StoreUnavailableError: The store does not answer.
@@ -352,8 +353,7 @@ async def follow(
             raise CursorAheadError(run_id, cursor, head.last_seq, name="starting_after")
         cursor = min(cursor, head.last_seq)
         if cursor + 1 < head.first_seq:
-            is_lost = head.first_seq >= LOST_LOG_FIRST_SEQ
-            raise (EventsLostError if is_lost else TrimmedError)(run_id, head.first_seq)
+            raise TrimmedError(run_id, head.first_seq)
     except BaseException:
         await shared.__aexit__(*sys.exc_info())
         raise
