@@ -108,9 +108,8 @@ class RunState:
         """Add ``operation`` to those in flight and update the expected state."""
         self.in_flight.append(operation)
         match operation.change:
-            case Append(_, first_seq, frames, close):
-                self.expected_last_seq = first_seq + len(frames) - 1
-                self.expected_closed = close
+            case Append() as append:
+                self._expect_append(append)
             case TakeOver(_, token):
                 self.expected_token = token
             case Skip(_, token, first_seq):
@@ -127,11 +126,15 @@ class RunState:
         """Return an append that is now in flight; None if it may not be made."""
         if not self.accepts(token, first_seq):
             return None
-        operation = Operation(self, Append(self.number, first_seq, frames, close), done)
+        change = Append(self.number, first_seq, frames, close)
+        operation = Operation(self, change, done)
         self.in_flight.append(operation)
-        self.expected_last_seq = first_seq + len(frames) - 1
-        self.expected_closed = close
+        self._expect_append(change)
         return operation
+
+    def _expect_append(self, change: Append) -> None:
+        self.expected_last_seq = change.first_seq + len(change.frames) - 1
+        self.expected_closed = change.close
 
     def revert(self) -> None:
         """Drop all operations in flight and expect the state on disk."""
