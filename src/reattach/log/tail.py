@@ -43,6 +43,18 @@ class View(Struct, frozen=True, gc=False):
     frames: memoryview
 
 
+def stop_of(ends: "array[int]", start: int, begin: int, *, max_bytes: int, max_events: int) -> int:
+    """Return the index after the last frame of a slice that starts with frame ``start``.
+
+    That frame begins at ``begin``, and ``ends`` are those of all frames. It is in the slice
+    whatever its size.
+    """
+    stop = min(len(ends), start + max(max_events, 1))
+    if ends[stop - 1] - begin > max_bytes:
+        stop = max(bisect_right(ends, begin + max_bytes, start, stop), start + 1)
+    return stop
+
+
 class Tail:
     """The frames ``first_seq`` … ``last_seq`` of a run in one buffer, growing until the end.
 
@@ -124,11 +136,9 @@ class Tail:
 
     def _bounds(self, start: int, max_bytes: int, max_events: int) -> tuple[int, int, int]:
         """Return the end index of a slice that starts at frame ``start``, and its byte range."""
-        begin = self._ends[start - 1] - self._base if start else 0
-        stop = min(len(self._ends), start + max(max_events, 1))
-        if self._ends[stop - 1] - self._base - begin > max_bytes:
-            stop = start + self._count_fitting(begin, start, stop, max_bytes)
-        return stop, begin, self._ends[stop - 1] - self._base
+        begin = self._ends[start - 1] if start else self._base
+        stop = stop_of(self._ends, start, begin, max_bytes=max_bytes, max_events=max_events)
+        return stop, begin - self._base, self._ends[stop - 1] - self._base
 
     def latest(self, after_seq: Seq) -> Slice | None:
         """Return all frames from ``after_seq + 1`` on, as one object shared by all readers there.
@@ -146,11 +156,6 @@ class Tail:
             return None
         self._latest = piece
         return piece
-
-    def _count_fitting(self, begin: int, start: int, stop: int, max_bytes: int) -> int:
-        """Return how many frames from ``start`` on fit into ``max_bytes``, at least one."""
-        end = self._base + begin + max_bytes
-        return max(bisect_right(self._ends, end, start, stop) - start, 1)
 
     def ends(self, first_seq: Seq, last_seq: Seq) -> "array[int]":
         """Return the end of each of these frames as an offset from the start of the first one.

@@ -1,14 +1,13 @@
 """Frames of closed runs that came with the last slice, for the reader that goes on there."""
 
 from array import array
-from bisect import bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
 from reattach.domain.ids import Seq
 from reattach.log.redis.run_state import LocalRun
-from reattach.log.tail import Slice
+from reattach.log.tail import Slice, stop_of
 
 PAGE_BYTES: Final = 512 * 1024
 """The most bytes that are read at a time for a reader that goes on. It blocks Redis for under two
@@ -40,8 +39,7 @@ class Page:
         if not 0 <= start < len(ends):
             return None
         begin = ends[start - 1] if start else 0
-        stop = min(bisect_right(ends, begin + max_bytes, start), start + max(max_events, 1))
-        stop = max(stop, start + 1)
+        stop = stop_of(ends, start, begin, max_bytes=max_bytes, max_events=max_events)
         return Slice(after_seq + 1, self.first_seq + stop - 1, self.frames[begin : ends[stop - 1]])
 
 
