@@ -26,11 +26,6 @@ Way = Callable[[Connection], None]
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "records.db"
-
-
-@pytest.fixture
 def engine(path: Path) -> Iterator[Engine]:
     engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
     yield engine

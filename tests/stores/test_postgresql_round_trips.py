@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import psycopg
 import pytest
@@ -36,17 +36,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-async def records(postgresql_url: str) -> AsyncIterator[Records]:
-    records = await Records.open(postgresql_url, clock=SystemClock())
-    yield records
-    await records.aclose()
-
-
-@pytest.fixture
-async def database(postgresql_url: str) -> AsyncIterator[Database]:
-    database = await Database.open(postgresql_url)
-    yield database
-    await database.aclose()
+def records_url(postgresql_url: str) -> str:
+    return postgresql_url
 
 
 @pytest.fixture

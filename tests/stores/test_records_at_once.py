@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,9 @@ _COUNT = PreparedStatement(select(func.count()).select_from(schema.abandoned_log
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "records.db"
-
-
-@pytest.fixture
-async def database(path: Path) -> AsyncIterator[Database]:
-    database = await Database.open(f"sqlite:///{path}")
+async def database(database: Database) -> Database:
     await database.in_write(begin_wal)
-    yield database
-    await database.aclose()
+    return database
 
 
 @pytest.fixture(autouse=True)

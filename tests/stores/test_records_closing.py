@@ -18,11 +18,6 @@ from reattach.records.records import Records
 WAIT_SECONDS = 30.0
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "records.db"
-
-
 def assert_all_closed(path: Path) -> None:
     """SQLite removes the WAL when the last connection to a file is closed."""
     assert [file.name for file in path.parent.iterdir()] == [path.name]

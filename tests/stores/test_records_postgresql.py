@@ -47,10 +47,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-async def records(postgresql_url: str) -> AsyncIterator[Records]:
-    records = await Records.open(postgresql_url, clock=SystemClock())
-    yield records
-    await records.aclose()
+def records_url(postgresql_url: str) -> str:
+    return postgresql_url
 
 
 @pytest.fixture
@@ -58,13 +56,6 @@ async def other_process(postgresql_url: str) -> AsyncIterator[Records]:
     other = await Records.open(postgresql_url, clock=SystemClock())
     yield other
     await other.aclose()
-
-
-@pytest.fixture
-async def database(postgresql_url: str) -> AsyncIterator[Database]:
-    database = await Database.open(postgresql_url)
-    yield database
-    await database.aclose()
 
 
 @pytest.fixture(scope="module")

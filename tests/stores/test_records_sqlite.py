@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,6 @@ from reattach.records.lookup import owned
 from reattach.records.paging import SortOrder
 from reattach.records.records import Records
 from tests.support.record_samples import NOON, OURS, an_agent
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "records.db"
-
-
-@pytest.fixture
-async def database(path: Path) -> AsyncIterator[Database]:
-    database = await Database.open(f"sqlite:///{path}")
-    yield database
-    await database.aclose()
 
 
 def assert_reveals_nothing(error: StoreUnavailableError, path: Path) -> None:
