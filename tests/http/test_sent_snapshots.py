@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -25,6 +24,7 @@ from reattach.runs.snapshot import snapshots as snapshots_module
 from reattach.runs.snapshot.fold import Fold
 from reattach.runs.snapshot.sharing import SentLimits, SentSnapshots, Snapshot
 from tests.support.live_server import WAIT_SECONDS, LiveServer, listening, new_threads
+from tests.support.living_objects import living
 
 pytestmark = [pytest.mark.promise("P12"), pytest.mark.promise("P20")]
 
@@ -77,8 +77,7 @@ async def test_readers_that_read_nothing_share_the_bytes_of_one_snapshot(
         await until(live, readers=20)
         assert len(sent._readers) == 1
         assert sent.size_bytes == next(iter(sent._readers)).size_bytes
-        found = [one for one in gc.get_objects() if isinstance(one, HttpConnection)]
-        buffered = [one._transport.get_write_buffer_size() for one in found]
+        buffered = [one._transport.get_write_buffer_size() for one in living(HttpConnection)]
         assert 0 < max(buffered) <= 3 * REPLAY_SLICE_BYTES
     await until(live, readers=0)
     assert sent.size_bytes == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from tests.support.live_server import (
     new_threads,
     to,
 )
+from tests.support.living_objects import living
 
 pytestmark = pytest.mark.promise("P20")
 
@@ -371,11 +371,6 @@ async def test_a_stream_by_get_may_begin_with_a_snapshot(live: LiveServer) -> No
     )
 
 
-def framings_alive() -> list[EventSourceFraming]:
-    """Return those of all streams of this process, also of earlier tests."""
-    return [one for one in gc.get_objects() if isinstance(one, EventSourceFraming)]
-
-
 @pytest.mark.promise("P12")
 async def test_an_idle_stream_does_not_keep_the_snapshot_with_which_it_began(
     live: LiveServer,
@@ -383,11 +378,11 @@ async def test_an_idle_stream_does_not_keep_the_snapshot_with_which_it_began(
     agent, thread = await new_threads(live)
     run_id = await live.held_run(agent, thread, "[chunks=4]", after=2)
     path, query = f"/v1/runs/{run_id}/stream", {"from": "snapshot"}
-    earlier = framings_alive()
+    earlier = living(EventSourceFraming)
     async with live.stream(path, query, method="GET") as stream:
         stream.ids = None
         await stream.next()
-        framings = [one for one in framings_alive() if one not in earlier]
+        framings = [one for one in living(EventSourceFraming) if one not in earlier]
         assert framings
         assert not any(framing.take_opening() for framing in framings)
     await live.ended(run_id)
