@@ -120,6 +120,22 @@ async def test_children_share_a_port_are_replaced_when_they_die_and_drain_on_sig
     assert "Traceback" not in server.output
 
 
+async def test_signals_to_children_that_stop_change_nothing(server: ServerProcess) -> None:
+    children = children_of(server)
+    os.kill(server.pid, signal.SIGTERM)
+    # A service manager may signal them at any moment of their shutdown.
+    deadline = time.monotonic() + WAIT_SECONDS
+    while left := [pid for pid in children if not is_gone(pid)]:
+        assert time.monotonic() < deadline
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+                os.kill(pid, signal.SIGINT)
+        await asyncio.sleep(0)
+    assert await asyncio.to_thread(server.wait) == 0
+    assert "Traceback" not in server.output
+
+
 async def test_no_child_outlives_its_supervisor(server: ServerProcess) -> None:
     children = children_of(server)
     assert len(children) == 2

@@ -18,11 +18,13 @@ if __name__ == "__main__":
 import asyncio
 import json
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
+from types import FrameType
 from typing import IO, Final, cast
 
 import structlog
@@ -33,6 +35,7 @@ from reattach.domain.limits import CLOSE_SECONDS
 from reattach.observe import configure_logging
 from reattach.server.metrics.child import ChildFigures
 from reattach.server.process import serve
+from reattach.server.signals import STOP_SIGNALS
 from reattach.server.supervision import FAILED, FIGURES, READY, ShutdownCommand, Start
 from reattach.server.tune_gc import tune_gc
 
@@ -54,14 +57,37 @@ def main() -> None:
     settings = start.settings
     configure_logging(settings.log_format, settings.log_level)
     structlog.contextvars.bind_contextvars(child=os.getpid())
+    outside = _SignalsOutsideServing()
+    for number in STOP_SIGNALS:
+        signal.signal(number, outside.on_signal)
     try:
-        uvloop.run(_serve(start, lines, report))
+        uvloop.run(_serve(start, lines, report, outside))
     except ReattachError as error:
         _report(report, FAILED, error.detail)
         sys.exit(1)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # The interpreter removes handlers before it exits.
 
 
-async def _serve(start: Start, lines: Iterator[str], report: IO[str]) -> None:
+class _SignalsOutsideServing:
+    """The handlers of SIGTERM and SIGINT before and after those of the server.
+
+    A service manager may signal every process at any moment, beside the commands of the supervisor.
+    """
+
+    def __init__(self) -> None:
+        self.has_served = False
+
+    def on_signal(self, number: int, _frame: FrameType | None) -> None:
+        """End the process, unless it ends anyway: its exit status would say that it had failed."""
+        if not self.has_served:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+
+async def _serve(
+    start: Start, lines: Iterator[str], report: IO[str], outside: _SignalsOutsideServing
+) -> None:
     commands: asyncio.Queue[ShutdownCommand] = asyncio.Queue()
     figures = ChildFigures(partial(_report, report))
     loop = asyncio.get_running_loop()
@@ -77,11 +103,15 @@ async def _serve(start: Start, lines: Iterator[str], report: IO[str]) -> None:
         time.sleep(_ORPHAN_SECONDS)
         os._exit(1)  # A child that nobody can stop must not continue, even if its drain hangs.
 
+    def on_ready(url: str) -> None:
+        outside.has_served = True
+        _report(report, READY, url)
+
     # A thread, because a blocked event loop would never notice that the supervisor is gone.
     threading.Thread(target=listen, name="commands", daemon=True).start()
     await serve(
         start.settings,
-        on_ready=lambda url: _report(report, READY, url),
+        on_ready=on_ready,
         commands=_each(commands),
         figures=figures,
         worker=start.worker,

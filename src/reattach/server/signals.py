@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
-_STOP: Final = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def capture_stop_signals(handle: Callable[[], bool]) -> Iterator[None]:
         if handle():
             again.append(number)
 
-    before = {number: signal.signal(number, on_signal) for number in _STOP}
+    before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -50,7 +50,7 @@ def handle_stop_signals(begin: Callable[[], None]) -> Iterator[None]:
     """
     loop = asyncio.get_running_loop()
     replaced: dict[int, tuple[Any, Any]] = {}
-    for number in _STOP:
+    for number in STOP_SIGNALS:
         before = signal.getsignal(number)
         if callable(before):
             ours = _chained(before, loop, begin)
