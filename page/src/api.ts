@@ -57,12 +57,14 @@ export async function api<T>(path: string, { method = "GET", query = {}, body, s
   latencyMs.value = performance.now() - began;
   const text = await response.text();
   let parsed: any = null;
+  let isJson = true;
   try {
-    parsed = text ? JSON.parse(text) : null;
+    // A deletion is answered with `null`, and some requests with nothing.
+    if (text) parsed = JSON.parse(text);
   } catch {
-    // Another program answered.
+    isJson = false;
   }
-  if (response.ok && (parsed !== null || !text)) return parsed as T;
+  if (response.ok && isJson) return parsed as T;
   const detail = typeof parsed?.detail === "string" ? parsed.detail : `${response.status}: another program answered.`;
   const error = new ApiError(response.status, parsed?.code ?? `http_${response.status}`, detail, parsed ?? {});
   // An answer to the key before says nothing about this one.

@@ -299,11 +299,16 @@ def test_agents_and_conversations_are_made_renamed_and_deleted(
         wait_for_text(page, ".conversations", "Greetings")
         page.act(".conversations li.current", "hover")
         page.act("[aria-label='Delete Greetings']", "click")
-        page.wait_until("() => document.querySelectorAll('.conversations li').length === 1")
+        page.wait_until("() => !location.hash.includes('conv-')")
+        assert page.evaluate("() => document.querySelectorAll('.conversations li').length") == 1
         page.act(".conversations a", "click")
         wait_for_text(page, ".head .title", "Default conversation")
         say(page, "in the default conversation")
         wait_for_text(page, ".answer", "in the default conversation")
+        page.act("[aria-label='Change the agent']", "click")
+        page.act(".dialog .danger", "click")
+        wait_for_text(page, "h2", "No agent yet")
+        assert texts(page, ".toast.bad, .dialog") == []
 
 
 def test_a_conversation_without_a_name_is_called_as_it_begins(
