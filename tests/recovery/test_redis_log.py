@@ -508,7 +508,7 @@ async def test_with_wait_replicas_an_append_needs_the_replica() -> None:
                         break
                     except StoreUnavailableError:
                         await asyncio.sleep(0.05)
-            await append(log, "run", Token(1), 1, FRAMES[:2])
+            await append_with_retries(log, 1, FRAMES[:2])
             assert await at_replica.xlen("reattach:{run}:log") == 1
             async with log.follow("run") as tail:
                 replica.pause()
