@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import psycopg
 import pytest
+from psycopg import connection_async
+from psycopg.waiting import Wait
 from sqlalchemy import Connection, text
 
 from reattach.domain.clock import SystemClock
@@ -20,6 +23,7 @@ from reattach.records.database.database import Database
 from reattach.records.database.prepared import driver_of
 from reattach.records.records import Records
 from reattach.records.runs import timelines
+from reattach.records.runs.notifications import RunSettled
 from tests.support.record_samples import (
     NOON,
     OURS,
@@ -85,6 +89,47 @@ async def test_a_send_waits_for_few_round_trips(
         assert await records.runs.settle(run.id, settlement)
         found.append(round_trips())
     assert found == [1, 3, 1, 2]
+
+
+async def test_a_server_that_finds_nothing_to_do_waits_for_one_round_trip_for_each_look(
+    records: Records, round_trips: Callable[[], int]
+) -> None:
+    world = await a_world(records)
+    await world.turn("one")
+    await records.owners.register("a", 60)
+    found = []
+    for _ in range(2):  # The first time, statements are prepared.
+        round_trips()
+        assert not await records.owners.bury("a")
+        assert not await records.runs.orphans(10)
+        assert not await records.callbacks.claim(10, 60)
+        found.append(round_trips())
+    assert found == [3, 3]
+
+
+async def test_a_listener_leaves_the_event_loop_alone_while_nothing_comes(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent_waits = 0
+
+    def counted(pgconn: Any) -> Any:
+        nonlocal silent_waits
+        while not (yield Wait.R):
+            silent_waits += 1
+        pgconn.consume_input()
+        received = []
+        while notification := pgconn.notifies():
+            received.append(notification)
+        return received
+
+    monkeypatch.setattr(connection_async, "notifies", counted)
+    world = await a_world(records)
+    async with asyncio.timeout(60), records.notifications() as notifications:
+        first = asyncio.ensure_future(anext(notifications))
+        await asyncio.sleep(0.5)
+        run, _ = await world.turn("one")
+        assert await first == RunSettled(run)
+    assert silent_waits == 0
 
 
 @pytest.mark.parametrize("kind", ["read", "write", "single write", "deferred write"])

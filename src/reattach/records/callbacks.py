@@ -12,7 +12,18 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, RowMapping, Select, func, insert, or_, select, tuple_, update
+from sqlalchemy import (
+    Connection,
+    RowMapping,
+    Select,
+    bindparam,
+    func,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from reattach.domain.ids import RunId, TenantId
 from reattach.domain.limits.outbound import (
@@ -22,6 +33,7 @@ from reattach.domain.limits.outbound import (
 from reattach.records.audit_log import Action, note
 from reattach.records.base import Actor, Run
 from reattach.records.database import schema
+from reattach.records.database.prepared import PreparedStatement
 from reattach.records.repository import Repository, advisory_lock
 from reattach.records.runs.admission import run_of
 
@@ -29,6 +41,13 @@ _SECRET_BYTES: Final = 32
 _SECRETS_LOCK: Final = int.from_bytes(b"rcbsecr")
 _CANDIDATES: Final = 4
 """Rows read for each callback, because others to their receivers may be under way."""
+
+_ANY_DUE: Final = PreparedStatement(
+    select(schema.runs.c.id)
+    .where(schema.CALLBACK_DUE, schema.runs.c.callback_due_at <= bindparam("now"))
+    .limit(1)
+)
+"""It costs a fraction of the fair order, and nearly always finds that nothing is due."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +111,8 @@ class Callbacks(Repository):
         """
         room = Room(room) if isinstance(room, int) else room
         now = self._clock.now()
+        if not await self._database.run_prepared(_ANY_DUE, now=now):
+            return ()
         candidates = await self._database.in_read(_candidates, room, now)
         chosen: list[RunId] = []
         for row in candidates:

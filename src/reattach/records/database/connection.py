@@ -33,6 +33,9 @@ lock gives up before that and says so; a silent one is gone, though the network 
 PREPARED_MOST: Final = 200
 """Statements that a connection prepares. Each takes memory of the server until it is closed."""
 
+_LONGEST_WAIT_SECONDS: Final = 3600.0
+"""The longest wait of a listening connection for its socket, if it has no other bound."""
+
 Statement = tuple[str, Sequence[Any]]
 """A text with numbers for its parameters, and their values in order."""
 
@@ -288,6 +291,16 @@ class ListeningConnection(psycopg.AsyncConnection[Any]):
             await connection.close()
             raise
         return connection
+
+    @override
+    async def wait(
+        self,
+        gen: PQGen[Any],
+        interval: float = _LONGEST_WAIT_SECONDS,
+        timeout: float | None = None,
+    ) -> Any:
+        """Wait for the socket alone: the driver would look ten times a second for a Ctrl-C."""
+        return await super().wait(gen, interval, timeout)
 
     async def ask(self, statement: str) -> None:
         """Execute a short statement; raises OperationalError when the server is silent."""

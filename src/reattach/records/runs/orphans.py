@@ -21,6 +21,7 @@ from reattach.records.agents import agents_of
 from reattach.records.base import Agent, Conversation, Run
 from reattach.records.conversations import conversations_of
 from reattach.records.database import schema
+from reattach.records.database.prepared import PreparedStatement
 from reattach.records.runs import hidden_events
 from reattach.records.runs.admission import run_of
 from reattach.records.runs.hidden_events import HiddenEvent
@@ -28,16 +29,14 @@ from reattach.records.runs.hidden_events import HiddenEvent
 _runs, _owners = schema.runs, schema.owners
 _agents, _conversations = schema.agents, schema.conversations
 _after = select(_runs.c.ordinal).where(_runs.c.id == bindparam("after")).scalar_subquery()
+_IS_ORPHAN: Final = schema.ACTIVE & ~exists().where(_owners.c.id == _runs.c.owner)
 _ORPHANS: Final[Select[Any]] = (
     select(_runs)
-    .where(
-        schema.ACTIVE,
-        ~exists().where(_owners.c.id == _runs.c.owner),
-        _runs.c.ordinal > func.coalesce(_after, 0),
-    )
+    .where(_IS_ORPHAN, _runs.c.ordinal > func.coalesce(_after, 0))
     .order_by(_runs.c.ordinal)
     .limit(bindparam("most"))
 )
+ANY_ORPHAN: Final = PreparedStatement(select(_runs.c.id).where(_IS_ORPHAN).limit(1))
 _OWNED: Final = select(_runs).where(
     _runs.c.id == bindparam("run_id"), _runs.c.owner == bindparam("held_by"), schema.ACTIVE
 )

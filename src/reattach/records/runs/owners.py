@@ -6,13 +6,14 @@ clock of the one process.
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     FromClause,
     and_,
+    bindparam,
     delete,
     exists,
     extract,
@@ -27,10 +28,46 @@ from reattach.domain.ids import RunId
 from reattach.records.base import Beat, OwnerReport
 from reattach.records.database import schema
 from reattach.records.database.columns import Moment
+from reattach.records.database.prepared import PreparedStatement
 from reattach.records.repository import Repository, execute
 from reattach.records.runs.notifications import ReportsWanted, notify
 
 _SECONDS_PER_DAY = 86_400
+
+_owners, _runs = schema.owners, schema.runs
+_SILENCE: Final = extract("epoch", func.clock_timestamp() - _owners.c.beat_at)
+_ANY_EXPIRED: Final = PreparedStatement(
+    select(_owners.c.id).where(_owners.c.lease_seconds < _SILENCE).limit(1)
+)
+"""On PostgreSQL."""
+
+
+def _beat() -> PreparedStatement:
+    """Return the statement of a beat on PostgreSQL."""
+    before = (
+        select(_owners.c.id, _owners.c.beat_at)
+        .where(_owners.c.id == bindparam("owner"))
+        .with_for_update()
+        .cte("before")
+    )
+    renewed = (
+        update(_owners)
+        .where(_owners.c.id == before.c.id)
+        .values(beat_at=func.clock_timestamp())
+        .returning(_owners.c.id, before.c.beat_at.label("beaten_at"), _owners.c.beat_at)
+        .cte("renewed")
+    )
+    held = renewed.outerjoin(_runs, (_runs.c.owner == renewed.c.id) & schema.ACTIVE)
+    return PreparedStatement(
+        select(
+            _runs.c.id,
+            _runs.c.cancel_requested_at.is_not(None).label("is_cancelled"),
+            extract("epoch", renewed.c.beat_at - renewed.c.beaten_at).label("silent_seconds"),
+        ).select_from(held)
+    )
+
+
+_BEAT: Final = _beat()
 
 
 class Owners(Repository):
@@ -65,7 +102,7 @@ class Owners(Repository):
         An owner that is not alive was buried or never registered; its runs go to another one.
         """
         is_postgresql = self._database.backend == "postgresql"
-        work = self._beat_by_one_statement if is_postgresql else self._beat
+        work = _beat_by_one_statement if is_postgresql else self._beat
         return await self._database.in_write(work, owner)
 
     def _beat(self, connection: Connection, owner: str) -> Beat:
@@ -81,35 +118,6 @@ class Owners(Repository):
             )
         )
         return _beat_of(held)
-
-    def _beat_by_one_statement(self, connection: Connection, owner: str) -> Beat:
-        owners, runs = schema.owners, schema.runs
-        before = (
-            select(owners.c.id, owners.c.beat_at)
-            .where(owners.c.id == owner)
-            .with_for_update()
-            .cte("before")
-        )
-        renewed = (
-            update(owners)
-            .where(owners.c.id == before.c.id)
-            .values(beat_at=self._now())
-            .returning(owners.c.id, before.c.beat_at.label("beaten_at"), owners.c.beat_at)
-            .cte("renewed")
-        )
-        held = renewed.outerjoin(runs, (runs.c.owner == renewed.c.id) & schema.ACTIVE)
-        found = connection.execute(
-            select(
-                runs.c.id,
-                runs.c.cancel_requested_at.is_not(None),
-                extract("epoch", renewed.c.beat_at - renewed.c.beaten_at),
-            ).select_from(held)
-        )
-        rows = found.all()
-        if not rows:
-            return Beat(alive=False)
-        runs_held = [(run_id, is_cancelled) for run_id, is_cancelled, _ in rows if run_id]
-        return _beat_of(runs_held, silent_seconds=float(rows[0][2]))
 
     async def ask_for_reports(self) -> datetime:
         """Notify all processes that their reports are wanted, and return when that was."""
@@ -174,6 +182,8 @@ class Owners(Repository):
         the owner that calls: it never buries itself, and buries nobody unless it has beaten within
         half of its own lease.
         """
+        if not await self._may_have_expired():
+            return []
         which = self._has_expired()
         if by is not None:
             asking = schema.owners.alias("asking")
@@ -189,6 +199,12 @@ class Owners(Repository):
         For the one process of a SQLite file, which starts only when the earlier ones have died.
         """
         return await self._bury(schema.owners.c.id != owner)
+
+    async def _may_have_expired(self) -> bool:
+        """Return False if no lease has expired. A look costs less than a DELETE that finds none."""
+        if self._database.backend != "postgresql":
+            return True
+        return bool(await self._database.run_prepared(_ANY_EXPIRED))
 
     async def _bury(self, which: ColumnElement[bool]) -> Sequence[str]:
         owners = schema.owners
@@ -218,6 +234,14 @@ class Owners(Repository):
             return extract("epoch", self._now() - owners.c.beat_at)
         days = func.julianday(self._now()) - func.julianday(owners.c.beat_at)
         return days * _SECONDS_PER_DAY
+
+
+def _beat_by_one_statement(connection: Connection, owner: str) -> Beat:
+    rows = _BEAT.rows(connection, {"owner": owner})
+    if not rows:
+        return Beat(alive=False)
+    runs_held = [(run_id, is_cancelled) for run_id, is_cancelled, _ in rows if run_id]
+    return _beat_of(runs_held, silent_seconds=float(rows[0][2]))
 
 
 def _beat_of(held: Iterable[Any], *, silent_seconds: float = 0.0) -> Beat:
