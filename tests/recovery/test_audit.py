@@ -6,16 +6,18 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import pytest
+from sqlalchemy import Connection, text
 
-from reattach.domain.errors import UnavailableError
+from reattach.domain.errors import TrimmedError, UnavailableError
 from reattach.domain.errors.stores import CommitUnknownError
 from reattach.domain.events import RunStatus
-from reattach.domain.ids import DEFAULT_TENANT, Token, new_run_id, new_uuid
+from reattach.domain.ids import DEFAULT_TENANT, Seq, Token, new_run_id, new_uuid
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ, OPEN_WAIT_SECONDS
 from reattach.domain.messages import Role
 from reattach.log.sqlite.log import SqliteLog
@@ -88,6 +90,37 @@ async def test_a_failed_run_whose_log_lost_its_end_shows_the_error_of_its_record
     await service.audit.compare_logs()
     async with Reader(service, run, LOST_LOG_FIRST_SEQ - 1) as late:
         assert (await late.to_end()).end() == end
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("kept", [None, 0, 2])
+async def test_a_log_that_changed_since_a_reader_found_it_trimmed_is_reported_as_lost(
+    stores: Stores, kept: int | None
+) -> None:
+    """Two Redis servers answered one after the other, each with a log of its own."""
+    run = await ended_run(stores)
+    await lose_end(stores, run, kept)
+    service = stores.service()
+    error = await service.audit.explain_trimmed(Target.of(run), TrimmedError(run.id, Seq(4)))
+    assert error.code == "events_lost"
+
+
+@pytest.mark.promise("P5")
+async def test_a_log_without_its_beginning_is_lost_unless_more_events_are_known_to_have_been_there(
+    stores: Stores,
+) -> None:
+    run = await ended_run(stores)
+    frames = await stores.frames(run)
+    await stores.log.delete(run.id)
+    await stores.log.open(run.id, run.token, first_seq=Seq(3))
+    await append(stores.log, run.id, run.token, 3, frames[2:], close=True)
+    for count, code in ((len(frames), "expired"), (None, "events_lost")):
+        change = text("UPDATE runs SET event_count = :count").bindparams(count=count)
+        await stores.records._database.in_write(partial(Connection.execute, statement=change))
+        async with Reader(stores.service(), run, 1) as reader:
+            await reader.to_end()
+        assert (reader.status, reader.error["code"]) == (410, code)
+        assert reader.error["earliest_seq"] == 3
 
 
 @pytest.mark.promise("P5", "P14")

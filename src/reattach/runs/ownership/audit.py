@@ -24,7 +24,7 @@ from reattach.domain.clock import Clock
 from reattach.domain.errors import ExpiredError, FencedError, TrimmedError
 from reattach.domain.errors.stores import EventsLostError
 from reattach.domain.events import Failed, StopReason, Usage
-from reattach.domain.ids import RunId, Token
+from reattach.domain.ids import FIRST_SEQ, RunId, Token
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.log.base import Log
 from reattach.records.base import Run, Target
@@ -92,16 +92,21 @@ class Audit:
         """Return the error for a reader of events that the log does not have any more.
 
         Nothing is deleted from an open log, and the record of an ended run has the number of its
-        events. If the log began late already then, the store has lost the events before.
+        events, so only a closed log with fewer was trimmed. Any other one has lost events: it began
+        late, or is no longer the log in which the reader found the gap, as after a failover.
         """
         run = await self._records.runs.get(target.tenant, target.run_id)
         head = await find_head(run, self._log)
         if head is None:
-            return trimmed
+            return trimmed if run.log_deleted_at is not None else EventsLostError(run.id)
+        if run.status.is_active:
+            return EventsLostError(run.id, head.first_seq)
+        if not head.closed:  # The next reader gets an end: see ``end_lost_log``.
+            return EventsLostError(run.id)
         events = head.last_seq + 1 - head.first_seq
-        began_late = run.status.is_active or run.event_count == events
-        is_lost = began_late or head.first_seq >= LOST_LOG_FIRST_SEQ
-        return EventsLostError(run.id, head.first_seq) if is_lost else trimmed
+        had_more = run.event_count is not None and run.event_count > events
+        is_trimmed = had_more and FIRST_SEQ < head.first_seq < LOST_LOG_FIRST_SEQ
+        return trimmed if is_trimmed else EventsLostError(run.id, head.first_seq)
 
     # Records and drivers.
 
