@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from reattach.testing.programs.ports import free_port
 from reattach.testing.programs.redis import RedisServer
 from reattach.testing.programs.server import ServerProcess
 from tests.support.commands import reattach_here
@@ -22,10 +24,9 @@ WAIT_SECONDS = 60.0
 
 
 @pytest.fixture
-def server(
-    tmp_path: Path, postgresql_url: str, redis_server: RedisServer
-) -> Iterator[ServerProcess]:
-    server = ServerProcess(
+def new_server(tmp_path: Path, postgresql_url: str, redis_server: RedisServer) -> ServerProcess:
+    """A supervisor of two processes that was not started."""
+    return ServerProcess(
         tmp_path,
         arguments=["--workers", "2", "--scripted"],
         environment={
@@ -34,14 +35,24 @@ def server(
             "REATTACH_DRAIN_SECONDS": "60",
         },
     )
-    with server:
-        yield server
+
+
+@pytest.fixture
+def server(new_server: ServerProcess) -> Iterator[ServerProcess]:
+    with new_server:
+        yield new_server
 
 
 def children_of(server: ServerProcess) -> set[int]:
     """The processes that it has started."""
     listed = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
     return {int(pid) for pid in listed.split()}
+
+
+def running_children(server: ServerProcess) -> list[int]:
+    """Its children whose program has begun. Until then, the supervisor waits for them."""
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children_of(server)}
+    return [pid for pid, command in commands.items() if b"reattach.server.child" in command]
 
 
 def connections_of(pid: int) -> int:
@@ -65,6 +76,13 @@ def is_gone(pid: int) -> bool:
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     return True
+
+
+def answers(server: ServerProcess) -> bool:
+    """Return whether a process listens on the port."""
+    with suppress(OSError), socket.create_connection(server.address):
+        return True
+    return False
 
 
 async def all_answer(server: ServerProcess, children: set[int]) -> None:
@@ -133,6 +151,37 @@ async def test_signals_to_children_that_stop_change_nothing(server: ServerProces
                 os.kill(pid, signal.SIGINT)
         await asyncio.sleep(0)
     assert await asyncio.to_thread(server.wait) == 0
+    assert "Traceback" not in server.output
+
+
+@pytest.mark.promise("P15")
+async def test_a_child_that_serves_drains_though_another_one_was_still_starting_at_sigterm(
+    new_server: ServerProcess,
+) -> None:
+    server = new_server
+    server.port = free_port()
+    server.url = f"http://127.0.0.1:{server.port}"
+    starting = asyncio.create_task(asyncio.to_thread(server.start))
+    await asyncio.to_thread(until, lambda: server.running and len(running_children(server)) == 2)
+    process, children = server.pid, children_of(server)
+    os.kill(max(children), signal.SIGSTOP)
+    await asyncio.to_thread(until, lambda: answers(server))
+
+    async with client_of(server) as client:
+        received, signalled = Received(), False
+
+        def on_read() -> None:
+            nonlocal signalled
+            if not signalled and received.cursor:
+                signalled = True
+                os.kill(process, signal.SIGTERM)
+
+        text = "[chunks=50][rate=100]"
+        await client.send(await client.conversation(), text, received, otid="one", on_read=on_read)
+    assert received.end()["stop_reason"] == "end_turn"
+    with pytest.raises(RuntimeError):
+        await starting
+    assert all(is_gone(pid) for pid in children)
     assert "Traceback" not in server.output
 
 

@@ -118,12 +118,16 @@ class _Supervisor:
     async def start(self) -> bool:
         """Return True when all children are ready, False if they were stopped before that.
 
-        Raises StartupError if one cannot start, after the others have ended.
+        Those that were ready then may have clients already, and drain. Raises StartupError if a
+        child cannot start, after the others have ended.
         """
         starting = [asyncio.create_task(self._start_child(worker)) for worker in range(self._count)]
         try:
             await asyncio.gather(*starting)
         except StartupError:
+            if self._stopping.is_set():
+                await asyncio.wait(starting)
+                return False
             await self._kill_all(starting)
             if not self._stopping.is_set():
                 raise
