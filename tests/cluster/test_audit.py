@@ -109,7 +109,7 @@ async def test_a_log_of_redis_without_a_record_is_deleted_after_the_retention(
     assert node.runs.audit.found.logs_without_record == 1
     assert await node.runs.sweep() == 0
     soon = await nodes.node(keeps_up=False)
-    soon.runs.audit._retention = timedelta(seconds=-1)
+    soon.runs.audit._retention.kept = timedelta(seconds=-1)
     other = new_run_id()
     await nodes.stores.log.open(other, Token(1))
     await soon.runs.audit.compare_logs()

@@ -137,6 +137,9 @@ async def test_a_log_that_is_gone_before_its_retention_is_reported_as_lost(store
     async with Reader(service, run) as reader:
         await reader.to_end()
     assert (reader.status, reader.error["code"]) == (410, "expired")
+    # The log expired after the reader had found that its beginning was gone.
+    error = await service.audit.explain_trimmed(Target.of(run), TrimmedError(run.id, Seq(4)))
+    assert error.code == "expired"
 
 
 @pytest.mark.promise("P5")

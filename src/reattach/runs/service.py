@@ -139,7 +139,7 @@ class RunService:
             ownership=self.ownership,
             recovery=self._recovery,
             drivers=self.open_runs.drivers,
-            retention=retention,
+            retention=self._retention,
         )
 
     async def start(self, *, recovers: bool = True) -> None:

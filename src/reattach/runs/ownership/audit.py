@@ -15,7 +15,6 @@ contradiction is read again before anything is done.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from typing import Final
 
 import structlog
@@ -34,6 +33,7 @@ from reattach.runs.endings import LOG_LOST, STORE_FAILED, Ending
 from reattach.runs.ownership.lease import Ownership
 from reattach.runs.ownership.orphan_log import find_head
 from reattach.runs.ownership.recovery import LONGEST_TOKEN_STEP, Recovery
+from reattach.runs.ownership.retention import Retention
 from reattach.wire import letta
 
 logger = structlog.get_logger(__name__)
@@ -75,7 +75,7 @@ class Audit:
         ownership: Ownership,
         recovery: Recovery,
         drivers: Mapping[str, RunDriver],
-        retention: timedelta,
+        retention: Retention,
     ) -> None:
         self.found = Contradictions()
         self._log = log
@@ -97,10 +97,10 @@ class Audit:
         """
         run = await self._records.runs.get(target.tenant, target.run_id)
         head = await find_head(run, self._log)
-        if head is None:
-            return trimmed if run.log_deleted_at is not None else EventsLostError(run.id)
-        if run.status.is_active:
-            return EventsLostError(run.id, head.first_seq)
+        if head is None and not run.status.is_active:
+            return self._retention.expired_error(run)
+        if head is None or run.status.is_active:
+            return EventsLostError(run.id, None if head is None else head.first_seq)
         if not head.closed:  # The next reader gets an end: see ``end_lost_log``.
             return EventsLostError(run.id)
         events = head.last_seq + 1 - head.first_seq
@@ -204,7 +204,7 @@ class Audit:
     async def _schedule_deletion(self, run_ids: Sequence[str]) -> int:
         if not run_ids:
             return 0
-        delete_at = self._clock.now() + self._retention
+        delete_at = self._clock.now() + self._retention.kept
         new = await self._records.runs.abandon_logs(run_ids, delete_at)
         for run_id in new:
             logger.warning("log without a record", run_id=run_id)

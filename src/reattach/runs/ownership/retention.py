@@ -39,7 +39,8 @@ class Retention:
         """``boot`` identifies the boot of this machine, if that is known."""
         self._records = records
         self._clock = clock
-        self._kept = kept
+        self.kept = kept
+        """How long the logs of ended runs are kept."""
         self._boot = boot
         self._tolerance = min(timedelta(seconds=CLOCK_JUMP_SECONDS), kept / 2)
         self._is_steady = True
@@ -78,13 +79,13 @@ class Retention:
             if latest is not None and is_ahead and self._is_steady and not self._was_steady_long:
                 self._pause_deletion("runs ended in the future", until=latest.isoformat())
                 await self._note_clock()
-        before = now - self._kept if self._is_steady else _NEVER
+        before = now - self.kept if self._is_steady else _NEVER
         after = now + self._tolerance if self._was_steady_long else None
         return await self._records.runs.list_expired(before, limit, after=after)
 
     def expired_error(self, run: Run) -> ExpiredError:
         """Return the error for readers of an ended run whose log was deleted or lost."""
-        kept_until = None if run.completed_at is None else run.completed_at + self._kept
+        kept_until = None if run.completed_at is None else run.completed_at + self.kept
         if run.log_deleted_at is None and kept_until is not None and self._clock.now() < kept_until:
             return EventsLostError(run.id)
         until = "" if kept_until is None else f" until {kept_until.isoformat(timespec='seconds')}"
@@ -99,7 +100,7 @@ class Retention:
 
     @property
     def _was_steady_long(self) -> bool:
-        return self._seen[1] - self._steady_since > self._kept.total_seconds()
+        return self._seen[1] - self._steady_since > self.kept.total_seconds()
 
     @property
     def _zero_at(self) -> datetime:
@@ -142,5 +143,5 @@ class Retention:
     def _pause_deletion(self, why: str, **details: object) -> None:
         self._is_steady = False
         self._steady_since = self._seen[1]
-        hours = self._kept.total_seconds() / 3600
+        hours = self.kept.total_seconds() / 3600
         logger.warning("no logs are deleted for a while", why=why, hours=round(hours, 1), **details)
