@@ -21,6 +21,7 @@ from reattach.domain.errors import (
     LogNotFoundError,
     ReattachError,
     StoreUnavailableError,
+    TrimmedError,
 )
 from reattach.domain.ids import DEFAULT_TENANT, Seq, new_run_id
 from reattach.domain.limits import REPLAY_SLICE_BYTES
@@ -509,6 +510,41 @@ async def test_a_log_that_fails_in_mid_stream_ends_its_run_and_no_other(
     response = await live.client.get(f"/v1/runs/{lost}/snapshot")
     assert response.status_code == 503
     live.gates.open(agent)
+
+
+@pytest.mark.promise("P5", "P14")
+@pytest.mark.parametrize(
+    "failure",
+    [LogNotFoundError("The log was deleted."), TrimmedError(new_run_id(), Seq(5))],
+    ids=lambda failure: failure.code,
+)
+async def test_a_log_that_is_deleted_while_it_is_read_from_the_store_ends_its_run_and_no_other(
+    live: LiveServer, failure: ReattachError
+) -> None:
+    lost, whole = [await ended_run(live, "[chunks=3]") for _ in range(2)]
+    log = live.context.runs.log
+    read_stored, read_now = log.read, Following.read_now
+
+    async def read_if_kept(run_id: str, after_seq: Seq, **bounds: int) -> Slice:
+        if run_id == lost:
+            raise failure
+        return await read_stored(run_id, after_seq, **bounds)
+
+    def read_if_in_memory(following: Following) -> Slice | None:
+        return None if following.run_id == lost else read_now(following)
+
+    page = Page({lost: 0, whole: 0})
+    with (
+        patch.object(log, "read", read_if_kept),
+        patch.object(Following, "read_now", read_if_in_memory),
+    ):
+        async with following(live, page.body) as chunks:
+            await read(page, chunks)
+    assert (page.errors[lost]["status"], page.done) == (503, {whole})
+    assert page.errors[lost]["retry_after_seconds"] >= 1
+    with patch.object(log, "read", read_if_kept):
+        response = await live.client.get(f"/v1/runs/{lost}/frames")
+    assert (response.status_code, response.json()["code"]) == (503, "store_unavailable")
 
 
 @pytest.mark.promise("P11", "S11")

@@ -12,7 +12,7 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from reattach.domain.clock import Clock
-from reattach.domain.errors import ReattachError, StoreUnavailableError
+from reattach.domain.errors import ReattachError, StoreUnavailableError, TrimmedError
 from reattach.domain.errors.stores import EventsLostError, LogDamagedError
 from reattach.domain.ids import TenantId, new_uuid
 from reattach.domain.limits import REPLAY_SLICE_BYTES
@@ -31,7 +31,7 @@ from reattach.http.stream.framing import LETTA
 from reattach.http.stream.response import require_background
 from reattach.http.stream.resumes import count_failed_resume, count_resume
 from reattach.log.base import Slice
-from reattach.runs.following.follow import Following, Target
+from reattach.runs.following.follow import Following, Target, gone_error
 from reattach.runs.following.readers import CutReason, Transport, loss_of_rights
 from reattach.runs.service import RunService
 from reattach.wire.event_source import KEEPALIVE, EventIds, error_frame, ping_frame
@@ -371,10 +371,9 @@ class ManyDelivery:
             if not following.has_more:
                 del self._ready[member]
         elif (failure := following.failure) is not None:
-            # A new reader learns what became of a log that was lost or deleted.
-            lost = _unavailable(member, "its log was lost or deleted")
             is_passing = isinstance(failure, StoreUnavailableError)
-            await self._end(member, self._run_error(member, failure if is_passing else lost))
+            reason = failure if is_passing else gone_error(member.cursor.run_id)
+            await self._end(member, self._run_error(member, reason))
         elif following.released:
             released = _unavailable(member, "this server is shutting down")
             await self._end(member, self._run_error(member, released))
@@ -387,8 +386,8 @@ class ManyDelivery:
         """Return the next events, or None if the run has ended and its record does not say so yet.
 
         Raises:
-            ExpiredError: The events were trimmed, or are damaged.
-            StoreUnavailableError: The store does not answer.
+            EventsLostError: The events are damaged.
+            StoreUnavailableError: The store does not answer, or the log was lost or deleted.
         """
         following, piece, member.held = member.following, member.held, None
         assert following is not None
@@ -397,6 +396,8 @@ class ManyDelivery:
                 piece = await following.read()
             except LogDamagedError as error:
                 raise EventsLostError(member.cursor.run_id) from error
+            except TrimmedError as error:  # A new reader learns why.
+                raise gone_error(member.cursor.run_id) from error
         if following.closed and not member.is_settled:
             member.held = piece
             return None

@@ -11,7 +11,14 @@ from typing import Final, Protocol, Self
 import structlog
 
 from reattach.domain.clock import SystemClock
-from reattach.domain.errors import CursorAheadError, LogLostError, ReattachError, TrimmedError
+from reattach.domain.errors import (
+    CursorAheadError,
+    LogLostError,
+    LogNotFoundError,
+    ReattachError,
+    StoreUnavailableError,
+    TrimmedError,
+)
 from reattach.domain.errors.stores import EventsLostError, LogDamagedError
 from reattach.domain.ids import Seq
 from reattach.domain.limits import (
@@ -28,7 +35,7 @@ logger = structlog.get_logger(__name__)
 
 _SYSTEM_CLOCK: Final = SystemClock()
 
-__all__ = ["Expiry", "Following", "Target", "Watch", "follow", "remainder"]
+__all__ = ["Expiry", "Following", "Target", "Watch", "follow", "gone_error", "remainder"]
 
 
 class Expiry(Enum):
@@ -146,10 +153,15 @@ class Following:
 
         Raises:
             ExpiredError: The events after the cursor were trimmed.
+            LogDamagedError: They are damaged.
+            StoreUnavailableError: The store does not answer, or the log was lost or deleted.
         """
         piece = self.read_now()
         if piece is None:
-            piece = await self._read_stored()
+            try:
+                piece = await self._read_stored()
+            except LogNotFoundError as error:
+                raise gone_error(self.run_id) from error
             self.cursor = max(self.cursor, piece.last_seq)
         return piece
 
@@ -294,6 +306,17 @@ class Following:
     def notifier(self) -> Notifier | None:
         """The queue in which the readers of the log are notified; None: they are called at once."""
         return self._tail.notifier
+
+
+def gone_error(run_id: str) -> StoreUnavailableError:
+    """Return the error for a log that is lost or deleted while it is read.
+
+    A new reader learns which.
+    """
+    return StoreUnavailableError(
+        f"The events of {run_id} cannot be followed at present: its log was lost or deleted.",
+        remedy="Resume after the last event.",
+    )
 
 
 def _ignore_wake() -> None:

@@ -18,6 +18,7 @@ from reattach.domain.ids import FIRST_SEQ, Seq
 from reattach.domain.limits import REPLAY_SLICE_BYTES, REPLAY_SLICE_EVENTS
 from reattach.log.base import Head, Slice
 from reattach.records.base import Target
+from reattach.runs.following.follow import gone_error
 from reattach.runs.service import RunService
 from reattach.wire.sse import split_frames
 
@@ -114,7 +115,7 @@ async def read_slices(
 
     Raises:
         EventsLostError: They are damaged.
-        ReattachError: Any other error of ``Log.read``.
+        StoreUnavailableError: The store does not answer, or the log was lost or deleted meanwhile.
     """
     next_seq = first_seq
     while next_seq <= last_seq:
@@ -127,6 +128,8 @@ async def read_slices(
             )
         except LogDamagedError as error:
             raise EventsLostError(target.run_id) from error
+        except (LogNotFoundError, TrimmedError) as error:
+            raise gone_error(target.run_id) from error
         if not piece.frames:
             return
         yield piece
