@@ -753,6 +753,29 @@ async def test_a_page_gets_an_event_before_its_token_expires_and_when_it_has(
 
 
 @pytest.mark.promise("S11")
+async def test_a_page_learns_that_its_token_has_expired_though_the_watch_of_keys_finds_it_first(
+    world: World,
+) -> None:
+    live = world.live
+    async with held_run(live, world.client) as (run, _):
+        token = await world.issue(run_id=run)
+        path, expiring = f"/v1/runs/{run}/stream", live.context.runs.watch._expiring
+        async with (
+            world.bearing(token["token"]) as client,
+            client.stream("GET", path) as response,
+        ):
+            page = Page(response)
+            await page.next()
+            live.clock.skipped_seconds += STREAM_TOKEN_SECONDS + 1
+            for reader in expiring:  # Before the next round of their own timer.
+                reader.revoke()
+            expired = await page.until("expired")
+            assert _moment(expired["expires_at"]) == _moment(token["expires_at"])
+            with pytest.raises(EOFError):
+                await page.next()
+
+
+@pytest.mark.promise("S11")
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_an_open_stream_is_cut_off_when_its_token_is_revoked(
     world: World, method: str

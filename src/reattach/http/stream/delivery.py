@@ -104,7 +104,7 @@ class Delivery(ABC):
     async def _send_events(self) -> bool | None:
         following, sent_bytes = self.following, 0
         while not self.gone:
-            if following.revoked:
+            if following.revoked and not self._has_expired():
                 return self._cut_off_without_rights()
             if following.expiry is not self._announced and not await self._announce():
                 return self._announced is Expiry.OVER and not self.gone
@@ -141,6 +141,16 @@ class Delivery(ABC):
     def _may_write_at_once(self) -> bool:
         """Return whether the next events can be sent without a task."""
         return False
+
+    def _has_expired(self) -> bool:
+        """Return whether the end of the reader's rights has come, which its stream announces.
+
+        The watch of the keys may find an expired token before the timer of the readers does.
+        """
+        following = self.following
+        if following.expires_at is not None:
+            following.look_at_expiry(self._job.clock.now())
+        return following.expiry is Expiry.OVER
 
     async def _announce(self) -> bool:
         """Tell the reader that its rights end; return whether the body goes on."""
