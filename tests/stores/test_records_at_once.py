@@ -268,3 +268,54 @@ async def test_a_closing_database_refuses_short_writes(database: Database) -> No
     await database.aclose()
     with pytest.raises(StoreUnavailableError, match="closing"):
         await database.in_short_write(add)
+
+
+async def test_short_writes_are_not_counted_among_the_other_commits(
+    database: Database, visits: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = database.other_commits()
+    assert before is not None
+    await database.in_short_write(add, "one")
+    await database.in_single_write(add, "two")
+    with pytest.raises(ConflictError):
+        await database.in_short_write(add, "one")
+    await database.in_short_write(lambda _: None)
+    monkeypatch.setattr(database.writes, "try_at_once", lambda _: None)
+    await database.in_short_write(add, "three")
+    await database.in_single_write(add, "four")
+    await database.in_short_write(lambda _: None)
+    assert len(visits) >= 3
+    assert database.other_commits() == before
+
+
+async def test_all_other_writes_are_counted(database: Database, path: Path) -> None:
+    states = [database.other_commits()]
+    await database.in_write(add, "one")
+    states.append(database.other_commits())
+    await database.in_grouped_write(add, "two")
+    states.append(database.other_commits())
+    with sqlite3.connect(path) as other:
+        other.execute("DELETE FROM abandoned_logs")
+    other.close()
+    states.append(database.other_commits())
+    await database.in_short_write(add, "three")
+    await database.tidy()
+    await database.in_short_write(add, "four")
+    assert None not in states
+    assert len(set(states)) == len(states)
+    assert database.other_commits() == states[-1]
+
+
+async def test_other_commits_are_not_known_until_the_thread_has_counted_its_own(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, during = database.other_commits(), []
+    monkeypatch.setattr(database.writes, "try_at_once", lambda _: None)
+    wal = database.writes._wal  # type: ignore[attr-defined]
+    monkeypatch.setattr(wal, "note_commit", lambda: during.append(database.other_commits()))
+    await database.in_short_write(add)
+    assert during == [None]
+    assert database.other_commits() == before
+    with pytest.raises(ConflictError):
+        await database.in_short_write(add)
+    assert database.other_commits() == before

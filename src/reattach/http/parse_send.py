@@ -102,16 +102,14 @@ async def find_addressed(
 ) -> Addressed:
     """Return the agent and the conversation that a request names. Raises NotFoundError."""
     if path_id.startswith("conv-"):
-        conversation, agent = await records.conversations.with_agent(
-            tenant, ConversationId(path_id)
-        )
+        conversation, agent = await records.addressees.conversation(tenant, ConversationId(path_id))
         return Addressed(agent, conversation)
     return await find_agent(records, tenant, _default_of(path_id, agent_id))
 
 
 async def find_agent(records: Records, tenant: TenantId, agent_id: AgentId) -> Addressed:
     """Return an agent's default conversation. Raises NotFoundError."""
-    return Addressed(await records.agents.get(tenant, agent_id), None)
+    return Addressed(await records.addressees.agent(tenant, agent_id), None)
 
 
 async def find_thread(

@@ -21,6 +21,7 @@ from reattach.records.database.database import Database
 from reattach.records.database.sqlite import Durability
 from reattach.records.database.url import Backend
 from reattach.records.keys import Keys
+from reattach.records.known.addressees import Addressees
 from reattach.records.messages import Messages
 from reattach.records.runs.cut_offs import CutOffs
 from reattach.records.runs.lists.overview import Overview
@@ -57,6 +58,7 @@ class Records:
         self.agents = Agents(database, clock)
         self.blocks = Blocks(database, clock)
         self.conversations = Conversations(database, clock)
+        self.addressees = Addressees(database, self.agents, self.conversations)
         self.conversation_keys = ConversationKeys(database, clock)
         contexts = Contexts(context_cache_bytes, clock.monotonic_seconds)
         self.messages = Messages(database, clock, contexts)

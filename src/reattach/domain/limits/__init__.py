@@ -27,6 +27,12 @@ KNOWN_HEADERS_BYTES: Final = 4096
 KNOWN_TARGETS: Final = 1024
 """Runs that resumes find without a query: half a kilobyte for each."""
 
+KNOWN_ADDRESSEES: Final = 256
+"""Agents, and as many conversations, that sends find without a query: some kilobytes for each."""
+
+KNOWN_ADDRESSEE_BYTES: Final = 32 * 1024
+"""The largest of them, as JSON."""
+
 SETTLED_RUNS_KNOWN: Final = 1024
 """Runs of which readers need not ask whether they are settled: a tenth of a kilobyte for each."""
 

@@ -167,10 +167,20 @@ class Database:
     ) -> _T:
         """Run ``work`` as ``in_write`` does; on SQLite in the event loop if that need not wait.
 
-        For prepared statements that change a few rows by their keys. ``work`` may be called twice.
+        For prepared statements that change a few rows by their keys, and that change nothing of
+        agents, conversations and blocks but facts about runs: see ``Addressees``. ``work`` may be
+        called twice.
         """
-        made = self._write_at_once(lambda connection: work(connection, *args, **kwargs))
-        return await self.in_write(work, *args, **kwargs) if made is None else made[0]
+
+        def call(connection: Connection) -> _T:
+            return work(connection, *args, **kwargs)
+
+        made = self._write_at_once(call)
+        if made is not None:
+            return made[0]
+        return await repeat_lost_races(
+            lambda: self._measured("write", self.writes.run_short(call)), StoreUnavailableError
+        )
 
     async def in_single_write(
         self,
@@ -311,6 +321,13 @@ class Database:
             with suppress(sqlite3.Error):
                 return sqlite.version_of(self._loop_connection)
         return None
+
+    def other_commits(self) -> int | None:
+        """Return a number that rises with each commit, except those of ``in_short_write``.
+
+        That is, those of this process. None if it is not known, as always on PostgreSQL.
+        """
+        return self.writes.other_commits() if isinstance(self.writes, sqlite.Writes) else None
 
     async def tidy(self) -> None:
         """Empty the WAL of a SQLite file, which may hold deleted text. To be called regularly."""

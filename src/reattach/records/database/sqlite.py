@@ -76,6 +76,8 @@ class AtOnce:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._disk = SlowDisk(LONGEST_PAUSE_SECONDS)
+        self.commits = 0
+        """The commits that changed anything."""
 
     def attempt(self, work: Callable[[Connection], _T]) -> tuple[_T] | None:
         """Return the result of a committed transaction; None if nothing was changed.
@@ -96,7 +98,8 @@ class AtOnce:
             self._disk.note(began, SHORT_SECONDS)
 
     def _committed(self, work: Callable[[Connection], _T]) -> _T:
-        driver = driver_of(self._connection)
+        driver: sqlite3.Connection = driver_of(self._connection)
+        changes = driver.total_changes
         try:
             driver.execute("BEGIN IMMEDIATE")
             result = work(self._connection)
@@ -108,6 +111,7 @@ class AtOnce:
         except Exception:
             self._roll_back()
             raise
+        self.commits += driver.total_changes != changes
         return result
 
     def _roll_back(self) -> None:
@@ -130,6 +134,9 @@ class Writes(Transactions):
         self._wal_index = WalIndex(url.database or "")
         # With ``power``, each commit waits for the disk.
         self._at_once = AtOnce(_loop_writer(url)) if durability == "process" else None
+        self._short_commits = 0
+        """The commits of ``run_short`` that changed anything."""
+        self._is_committing_short = False
 
     @override
     def transact(self, work: Callable[[Connection], _T]) -> _T:
@@ -146,6 +153,45 @@ class Writes(Transactions):
         if self._at_once is None or self.is_closing or not self._wal_index.lets_commit_at_once():
             return None
         return self._at_once.attempt(work)
+
+    @override
+    async def run_short(self, work: Callable[[Connection], _T]) -> _T:
+        return await self.visit(partial(self._transact_short, work))
+
+    @override
+    async def run_alone(self, statement: Callable[[Connection], _T]) -> _T:
+        return await self.run_short(statement)
+
+    def _transact_short(self, work: Callable[[Connection], _T]) -> _T:
+        has_changed = False
+
+        def noted(connection: Connection) -> _T:
+            nonlocal has_changed
+            driver: sqlite3.Connection = driver_of(connection)
+            changes = driver.total_changes
+            result = work(connection)
+            has_changed = driver.total_changes != changes
+            self._is_committing_short = True
+            return result
+
+        try:
+            result = self.transact(noted)
+            self._short_commits += has_changed
+        finally:
+            self._is_committing_short = False
+        return result
+
+    def other_commits(self) -> int | None:
+        """Return a number that each commit raises by one, except those of short transactions.
+
+        None if it is not known. A short one that failed when it was already committed counts too.
+        """
+        short = self._short_commits
+        commits = self._wal_index.commits()
+        # A thread may have made one meanwhile, or may be about to count one.
+        if commits is None or self._is_committing_short or short != self._short_commits:
+            return None
+        return commits - short - (0 if self._at_once is None else self._at_once.commits)
 
     async def empty_wal(self) -> None:
         """Move the WAL into the database, if no reader prevents that now."""

@@ -21,8 +21,8 @@ from reattach.records.database.prepared import driver_of
 CHECKPOINT_PAGES: Final = 2000
 """The pages of the WAL after which a commit copies them into the database. Sends change the same
 pages over and over, and each is copied once. It is half of RECORDS_WAL_BYTES."""
-_INDEX_HEADER: Final = struct.Struct("=16xI76xI")
-"""The pages that the WAL has, and those of them that were copied."""
+_INDEX_HEADER: Final = struct.Struct("=8xI4xI76xI")
+"""The count of commits, the pages that the WAL has, and those of them that were copied."""
 _READERS_WAIT_MS: Final = 100
 """How long to wait for readers; writers wait meanwhile."""
 _PAUSE_SECONDS: Final = 1.0
@@ -45,14 +45,26 @@ class WalIndex:
 
         One that begins the WAL anew waits, and one after which it is copied does.
         """
+        header = self._header()
+        if header is None:
+            return False
+        _, pages, copied = header
+        return copied < pages < CHECKPOINT_PAGES
+
+    def commits(self) -> int | None:
+        """Return a number that each commit of any program raises by one; None if unknown."""
+        header = self._header()
+        return None if header is None else header[0]
+
+    def _header(self) -> tuple[int, int, int] | None:
         try:
             if self._descriptor is None:
                 self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
             header = os.pread(self._descriptor, _INDEX_HEADER.size, 0)
-            pages, copied = _INDEX_HEADER.unpack(header)
+            commits, pages, copied = _INDEX_HEADER.unpack(header)
         except (OSError, struct.error):
-            return False
-        return bool(copied < pages < CHECKPOINT_PAGES)
+            return None
+        return commits, pages, copied
 
     def close(self) -> None:
         if self._descriptor is not None:

@@ -112,9 +112,13 @@ class Transactions:
     def try_at_once(self, work: Callable[[Connection], _T]) -> tuple[_T] | None:  # noqa: ARG002
         """Run a short transaction in the calling thread and return its result.
 
-        None means that nothing was changed, and that ``run`` can make it.
+        None means that nothing was changed, and that ``run_short`` can make it.
         """
         return None
+
+    async def run_short(self, work: Callable[[Connection], _T]) -> _T:
+        """Run a short transaction as ``run`` does."""
+        return await self.run(work)
 
     async def visit(self, work: Callable[[], _T]) -> _T:
         """Call ``work`` in a thread that owns one of the connections meanwhile."""

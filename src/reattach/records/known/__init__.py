@@ -1,0 +1,1 @@
+"""Rows that are kept in memory until something may have changed them."""
