@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from reattach.domain.events import StopReason
 from reattach.domain.ids import Seq
@@ -100,7 +100,7 @@ async def test_silent_crashes_do_not_count_as_broken_streams_of_the_provider(
 
     def silent(*why: Interruption) -> Run:
         attempts = [Attempt(run.created_at, Seq(0), Seq(1), 0, "step", one) for one in why]
-        return replace(run, attempts=tuple(attempts))
+        return structs.replace(run, attempts=tuple(attempts))
 
     def is_allowed(run: Run, by: Interruption) -> bool:
         now = run.created_at

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from msgspec import structs
 
 from reattach.domain.events import RunStatus
 from reattach.domain.ids import DEFAULT_TENANT, AgentId, Seq, Token, new_run_id
@@ -147,7 +147,7 @@ def test_times_never_go_back_between_owners_whose_clocks_differ() -> None:
 @pytest.mark.parametrize("most", [1, 2, 7, 50, 200])
 def test_an_answer_has_as_many_commits_as_were_asked_for_at_most(most: int) -> None:
     stretch = noted(*[10, 20, 5000, 30] * 200)
-    run = replace(run_at_noon(), created_at=NOON)
+    run = structs.replace(run_at_noon(), created_at=NOON)
     timeline = join(run, Head(Seq(1), Seq(800), closed=True), [stretch], most)
     assert len(timeline.commits) <= max(most, 2)
     assert timeline.commits[-1][0] == 800

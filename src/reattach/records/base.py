@@ -135,6 +135,8 @@ class Agent:
 
     def with_tools(self, tools: Mapping[str, bool | None]) -> Self:
         """Return the agent with these tools instead of its own."""
+        if tools == self.tools:
+            return self
         return replace(self, settings={**self.settings, _TOOLS: tools})
 
 
@@ -283,8 +285,7 @@ class Attempt(msgspec.Struct, frozen=True):
     """The fencing token of that owner; None if an earlier version noted it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(msgspec.Struct, frozen=True):
     id: RunId
     tenant: TenantId
     thread: Thread
@@ -300,7 +301,7 @@ class Run:
     """The id of the process that owns it."""
     token: Token
     """The fencing token of that owner; each new owner has a higher one."""
-    request_config: RequestConfig = field(default_factory=RequestConfig)
+    request_config: RequestConfig = RequestConfig()
     request_extras: RequestExtras | None = None
     completed_at: datetime | None = None
     stop_reason: StopReason | None = None
@@ -323,7 +324,7 @@ class Run:
     turn_plan: str | None = None
     """The data with which another process can continue the run, written by ``runs``; None once
     it has ended."""
-    notes: RunNotes = field(default_factory=RunNotes)
+    notes: RunNotes = RunNotes()
     attempts: tuple[Attempt, ...] = ()
     """Every attempt after the first."""
     interrupted_at: datetime | None = None

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
@@ -118,9 +118,7 @@ class Sends:
         plan = RunPlan(
             TurnPlan.of(send.agent, send.conversation, send.overrides), send.representation
         )
-        run = self._new_run(send, model)
-        if self._drivers.policy.enabled:
-            run = replace(run, turn_plan=plan.encode())
+        run = self._new_run(send, model, plan.encode() if self._drivers.policy.enabled else None)
         # Probes the log: while it does not answer, a new run could not start.
         await self._log.find(otid_alias(run.tenant, run.input[0].otid or ""))
         driver = self._drivers.make(run, plan, send.agent, send.conversation)
@@ -130,7 +128,7 @@ class Sends:
         self._drivers.start(driver, self._create_and_drive(driver, send, admitted), self._give_up)
         return admitted
 
-    def _new_run(self, send: Send, model: str) -> Run:
+    def _new_run(self, send: Send, model: str, turn_plan: str | None = None) -> Run:
         sent = tuple(
             message if message.otid else msgspec.structs.replace(message, otid=new_rising_uuid())
             for message in send.messages
@@ -151,6 +149,7 @@ class Sends:
             token=FIRST_TOKEN,
             first_owner=self._ownership.owner,
             callback_url=send.callback_url,
+            turn_plan=turn_plan,
             traceparent=self._drivers.observer.traceparent(),
         )
 

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from reattach.domain.errors import (
     ConversationBusyError,
@@ -289,7 +289,7 @@ async def test_an_otid_finds_the_newest_run_that_has_it(world: World) -> None:
 
 
 async def test_a_run_may_be_created_as_running(world: World) -> None:
-    run = replace(a_run(world.thread), status=RunStatus.RUNNING)
+    run = structs.replace(a_run(world.thread), status=RunStatus.RUNNING)
     assert await world.records.runs.create(OURS, run, None, ()) == RunCreated(run)
     with pytest.raises(ConversationBusyError):
         await world.start()

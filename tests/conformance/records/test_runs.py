@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 from sqlalchemy import JSON, Connection, Text, cast, select, type_coerce, update
 
 from reattach.domain.errors import ConflictError, NotFoundError
@@ -60,7 +60,7 @@ async def test_a_settlement_writes_the_end_the_messages_and_the_steps_of_the_run
     settlement = a_settlement(user, answer, steps=steps, usage=usage)
     assert await runs.settle(run.id, settlement)
 
-    assert await runs.get(OURS, run.id) == replace(
+    assert await runs.get(OURS, run.id) == structs.replace(
         run,
         status=RunStatus.COMPLETED,
         stop_reason=StopReason.END_TURN,
@@ -279,7 +279,7 @@ async def test_concurrent_takeovers_of_a_run_give_it_to_one_owner(
     assert winner.run == await world.records.runs.get(OURS, run.id)
     assert await world.records.runs.take_over([(run.id, Token(1))], "late") == []
     (again,) = await world.records.runs.take_over([(run.id, Token(2))], "next")
-    assert again.run == replace(winner.run, token=Token(3), owner="next")
+    assert again.run == structs.replace(winner.run, token=Token(3), owner="next")
     await world.records.runs.settle(run.id, a_settlement())
     assert await world.records.runs.take_over([(run.id, Token(3))], "too late") == []
 
@@ -296,7 +296,7 @@ async def test_runs_are_taken_over_together_with_the_records_around_them(world: 
     assert taken.keys() == {run.id for run in started[1:]}
     for run in started[1:]:
         one = taken[run.id]
-        assert one.run == replace(run, token=Token(3), owner="next")
+        assert one.run == structs.replace(run, token=Token(3), owner="next")
         assert one.agent == await world.records.agents.get(OURS, run.thread.agent_id)
         assert one.conversation == await world.records.conversations.get(
             OURS, ConversationId(run.conversation_id or "")
@@ -513,7 +513,7 @@ async def test_the_target_of_a_reader_equals_the_run_of_the_record(world: World)
     ended = Target.of(await runs.get(OURS, run.id))
     assert ended.status is RunStatus.COMPLETED
     assert await runs.active_target(OURS, world.thread) is None
-    newer = replace(a_run(world.thread), background=False)
+    newer = structs.replace(a_run(world.thread), background=False)
     await runs.create(OURS, newer, a_key("b"), ["a"])
     assert await runs.target(OURS, run.id) == ended
     assert await runs.target_by_otid(OURS, "a") == Target.of(newer)

@@ -10,10 +10,10 @@ made this run the only active one of the thread, because then no other run can a
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
 from functools import partial
 from typing import Any, Final
 
+from msgspec import structs
 from sqlalchemy import (
     Case,
     Column,
@@ -83,7 +83,7 @@ def _is_latest(column: Column[Any]) -> ColumnElement[bool]:
     return or_(column.is_(None), column <= bindparam("at"))
 
 
-_COLUMNS = tuple(field.name for field in fields(Run) if field.name in schema.runs.c)
+_COLUMNS = tuple(name for name in Run.__struct_fields__ if name in schema.runs.c)
 
 # The statements of every send, built once because building them costs more than running them.
 _runs, _keys, _conversations = schema.runs, schema.request_keys, schema.conversations
@@ -191,7 +191,7 @@ def _admit(
     if has_answer(run.input):
         answered = threads.pending(connection, run.thread)
         try:
-            run = replace(run, input=resolve_input(run.input, answered))
+            run = structs.replace(run, input=resolve_input(run.input, answered))
         except AnswerRefusedError:
             known = _find_answered(connection, tenant, run)
             if known is None:

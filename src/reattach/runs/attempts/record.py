@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -99,7 +98,7 @@ class OwnedRun:
         await asyncio.wait({writing})
         if not writing.cancelled() and writing.exception() is None and writing.result():
             values.pop("begun_calls", None)
-            self.run = replace(self.run, **values)
+            self.run = structs.replace(self.run, **values)
 
     def _with_steps(self, steps: Sequence[StepRecord]) -> RunNotes:
         return structs.replace(self.run.notes, steps=tuple(steps), handed_over=False)
@@ -119,4 +118,4 @@ class OwnedRun:
             raise
         if not is_owner:
             raise self.not_owner()
-        self.run = replace(self.run, **values)
+        self.run = structs.replace(self.run, **values)

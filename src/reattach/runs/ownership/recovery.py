@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 import structlog
+from msgspec import structs
 
 from reattach.domain.approvals import has_answer
 from reattach.domain.backoff import Backoff
@@ -385,5 +386,5 @@ async def _settle_from(
             transcript.usage,
         )
         settlement = replace(bare.settlement(run, [], now), log=log)
-        await settle(replace(run, input=()), settlement, last_seq)
+        await settle(structs.replace(run, input=()), settlement, last_seq)
     return settlement
