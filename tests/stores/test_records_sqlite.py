@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, insert, literal, select
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from sqlalchemy import Connection, DateTime, insert, literal, select
+from sqlalchemy.dialects import sqlite as sqlalchemy_sqlite
 
 from reattach.domain.clock import SystemClock
 from reattach.domain.errors import StartupError, StoreUnavailableError
 from reattach.domain.ids import DEFAULT_TENANT
 from reattach.records.agents import Agents
 from reattach.records.database import schema, sqlite
+from reattach.records.database.columns import Moment
 from reattach.records.database.database import Database
 from reattach.records.database.prepared import PreparedStatement
 from reattach.records.database.sqlite import Durability
@@ -234,3 +239,20 @@ async def test_a_page_is_found_by_its_index_however_far_down_a_list_it_is(
         f"ix_{name}_tenant_created_at (tenant=? AND created_at{'>' if ascending else '<'}?" in plan
     )
     assert "TEMP B-TREE" not in plan
+
+
+@given(st.datetimes(timezones=st.timezones() | st.just(UTC)))
+def test_times_are_stored_as_sqlalchemy_stores_them(at: datetime) -> None:
+    dialect = sqlalchemy_sqlite.dialect()
+    ours = Moment().dialect_impl(dialect).bind_processor(dialect)
+    theirs = DateTime().dialect_impl(dialect).bind_processor(dialect)
+    assert ours is not None
+    assert theirs is not None
+    assert ours(None) is None
+    try:
+        in_utc = at.astimezone(UTC)
+    except OverflowError:
+        assume(False)
+    assert ours(at) == theirs(in_utc)
+    with pytest.raises(TypeError, match="needs a time zone"):
+        ours(at.replace(tzinfo=None))

@@ -93,11 +93,11 @@ class Moment(StoredType):
 
     @override
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise TypeError(f"A stored time needs a time zone: {value!r}")
-        return value.astimezone(UTC)
+        return None if value is None else _given_in_utc(value)
+
+    @override
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+        return _to_text if dialect.name == "sqlite" else super().bind_processor(dialect)
 
     @override
     def decoder(self, dialect: Dialect) -> Callable[[Any], datetime]:
@@ -109,12 +109,30 @@ def moment_of(stored: str | datetime) -> datetime:
     return _of_text(stored) if isinstance(stored, str) else _in_utc(stored)
 
 
+def _to_text(value: datetime | None) -> str | None:
+    """Return the text by which SQLAlchemy stores a time in SQLite; it takes four times as long."""
+    if value is None:
+        return None
+    if value.tzinfo is not UTC:
+        value = _given_in_utc(value)
+    return value.isoformat(" ", "microseconds")[:_TEXT_CHARS]
+
+
+_TEXT_CHARS: Final = len("2026-01-01 00:00:00.000000")
+
+
 def _of_text(value: str) -> datetime:
     # To replace the time zone of a parsed time takes ten times as long as to parse it.
     return datetime.fromisoformat(value + "Z")
 
 
 def _in_utc(value: datetime) -> datetime:
+    return value.astimezone(UTC)
+
+
+def _given_in_utc(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise TypeError(f"A stored time needs a time zone: {value!r}")
     return value.astimezone(UTC)
 
 
