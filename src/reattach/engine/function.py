@@ -51,6 +51,7 @@ class FunctionEngine(Engine):
         self._provider_name = provider_name
         self._context_window_tokens = context_window_tokens
         self._functions: dict[str, AnswerFunction] = {}
+        self._models: dict[str, Model] = {}
         self._continuing: set[str] = set()
         if isinstance(functions, Mapping):
             for name, function in functions.items():
@@ -74,6 +75,15 @@ class FunctionEngine(Engine):
         def register(function: AnswerFunction) -> AnswerFunction:
             _check_answers(name, function)
             self._functions[name] = function
+            self._models[name] = Model(
+                handle=f"{self._provider_name}/{name}",
+                name=name,
+                provider_name=self._provider_name,
+                provider_type="openai",
+                context_window_tokens=self._context_window_tokens,
+                display_name=name,
+                can_summarize=False,
+            )
             if continues:
                 self._continuing.add(name)
             return function
@@ -85,18 +95,7 @@ class FunctionEngine(Engine):
         return {Way.PREFIX, Way.STEP} if name in self._continuing else {Way.STEP}
 
     def models(self) -> Sequence[Model]:
-        return [
-            Model(
-                handle=f"{self._provider_name}/{name}",
-                name=name,
-                provider_name=self._provider_name,
-                provider_type="openai",
-                context_window_tokens=self._context_window_tokens,
-                display_name=name,
-                can_summarize=False,
-            )
-            for name in self._functions
-        ]
+        return [*self._models.values()]
 
     async def run(self, turn: Turn) -> AsyncIterator[Delta]:
         function = self._functions[turn.model.removeprefix(f"{self._provider_name}/")]

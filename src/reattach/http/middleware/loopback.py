@@ -7,6 +7,7 @@ open it to everyone who can reach that.
 import ipaddress
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 from starlette.types import Scope
@@ -73,7 +74,12 @@ def is_loopback_host(host: str) -> bool:
 
 
 def _is_here(end: Address | None) -> bool:
-    return end is not None and (end[0] in _USUAL or is_loopback(end[0]))
+    return end is not None and _is_address_here(end[0])
+
+
+@lru_cache
+def _is_address_here(address: str) -> bool:
+    return is_loopback(address)
 
 
 _USUAL: Final = frozenset({"127.0.0.1", "::1", "localhost"})
