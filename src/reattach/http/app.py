@@ -292,9 +292,10 @@ def create_app(context: Context, *, open_to_all: bool = False, checks: Checks | 
     app.state.scans = Scans()
     app.state.findings = Findings(checks, context.clock)
     app.state.dialect_sends, app.state.ai_sdk_replays = DialectSends(context), Replays()
-    app.fast_path = FastPath(context, authenticator)
     app.outer = _observed(app.answer, context)
-    if app.outer == app.answer and not context.records.shared:
+    is_observed = app.outer != app.answer
+    app.fast_path = FastPath(context, authenticator, is_observed=is_observed)
+    if not is_observed and not context.records.shared:
         app.instant = InstantResumes(context, authenticator)
     return app
 

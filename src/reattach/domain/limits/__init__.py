@@ -16,7 +16,7 @@ LARGE_WRITE_BYTES: Final = 16 * 1024
 """Data of this size costs more to copy than to write in several pieces."""
 
 FAST_PATH_BODY_BYTES: Final = 4096
-"""The largest resume body that the fast path answers; SDKs send far less."""
+"""The largest body that the fast path reads; most are far smaller."""
 
 KNOWN_HEADERS: Final = 1024
 """Headers of resumes whose facts are kept: some hundred bytes for each."""

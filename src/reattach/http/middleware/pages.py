@@ -97,7 +97,7 @@ class Cors(CORSMiddleware):
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not any(name == b"origin" for name, _ in scope["headers"]):
-            await self.app(scope, receive, partial(_send_varying, send))
+            await self.app(scope, receive, partial(send_varying, send))
         else:
             await super().__call__(scope, receive, send)
 
@@ -105,8 +105,8 @@ class Cors(CORSMiddleware):
 _VARY: Final = (b"vary", b"Origin")
 
 
-async def _send_varying(send: Send, message: Message) -> None:
-    """Send a part of a response, which would have other headers for a page."""
+async def send_varying(send: Send, message: Message) -> None:
+    """Send a part of a response to no page; it would have other headers for one."""
     if message["type"] == "http.response.start":
         headers = message.get("headers", ())
         if any(name == b"vary" for name, _ in headers):
