@@ -1,6 +1,7 @@
 """The engine of a turn: its model's, with the agent's tools and compaction around it."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,12 +80,12 @@ class EngineFactory:
         offered = self.catalog.model(model)
         own = agent.settings.get("compaction_settings") or {}
         plan = Plan.of({**own, **(asked or {})})
-        limit = None if conversation is None else conversation.context_window_limit
-        window = offered.context_window_tokens
-        window = min(window, limit or agent.context_window_limit or window)
         summarizer = self._summarizer(plan, offered, agent, conversation)
         if summarizer is None:
             return None
+        limit = None if conversation is None else conversation.context_window_limit
+        window = offered.context_window_tokens
+        window = min(window, limit or agent.context_window_limit or window)
         asked_tokens = settings_of(agent, conversation).max_output_tokens
         return Compactor(
             plan,
@@ -98,15 +99,14 @@ class EngineFactory:
         self, plan: Plan, offered: Model, agent: Agent, conversation: Conversation | None
     ) -> Summarizer | None:
         """Return the plan's model, by default ``offered``; None if it cannot make summaries."""
-        settings = plan.settings.over(settings_of(agent, conversation))
+        is_other = False
         if plan.model is not None and not plan.is_by_agent:
-            try:
-                offered = self.catalog.model(plan.model)
-            except NotFoundError:
-                pass  # No longer on offer: use the agent's own model.
-            else:
-                settings = plan.settings
+            with suppress(NotFoundError):  # No longer on offer: use the agent's own model.
+                offered, is_other = self.catalog.model(plan.model), True
         if not offered.can_summarize:
             return None
+        settings = plan.settings
+        if not is_other:
+            settings = settings.over(settings_of(agent, conversation))
         engine = self.catalog.engine(offered.handle)
         return Summarizer(engine, offered.handle, offered.context_window_tokens, settings)

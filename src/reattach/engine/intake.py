@@ -43,7 +43,9 @@ _COUNTS: Final = tuple(member.name for member in fields(Usage))
 
 def whole_count(value: object) -> int | None:
     """Return the value as a non-negative integer, rounded; None if it is not a count."""
-    if isinstance(value, bool | str | bytes):
+    if type(value) is int:  # Nearly all are this or None.
+        return value if 0 <= value <= MAX_INTEGER else None
+    if value is None or isinstance(value, bool | str | bytes):
         return None
     try:
         count = operator.index(cast("int", value))

@@ -237,7 +237,7 @@ class RunMachine:
     def _finish_step(self, usage: Usage, *, model: str | None = None) -> list[Event]:
         events = self._flush()
         step = self._with_usage(self._begin_step(), usage)
-        self.steps.append(replace(step, model=model))
+        self.steps.append(step if model is None else replace(step, model=model))
         self._step_messages.append(self._message_id)
         self._step = None
         self._message_id = None

@@ -15,6 +15,7 @@ from reattach.domain.errors.stores import CommitUnknownError
 from reattach.domain.events import RunStatus
 from reattach.domain.ids import FIRST_TOKEN, TenantId, new_rising_uuid, new_run_id
 from reattach.domain.messages import Message
+from reattach.futures import settle
 from reattach.records.base import (
     Agent,
     Conversation,
@@ -105,7 +106,7 @@ class Sends:
                     self._drivers.meters.refused.add("draining")
                 raise
             return known
-        return await asyncio.shield(admitted)
+        return await admitted  # A sender that is cancelled cancels only this future.
 
     async def _find_known(self, send: Send) -> Run | None:
         """Return the run that an earlier send with the same key created (P9)."""
@@ -166,9 +167,9 @@ class Sends:
         except Exception as error:  # noqa: BLE001  the sender raises it
             # If the store's answer was lost, the run may exist all the same.
             driver.given_up = isinstance(error, StoreUnavailableError)
-            admitted.set_exception(error)
+            settle(admitted, None, error)
         else:
-            admitted.set_result(outcome.run)
+            settle(admitted, outcome.run, None)
             if isinstance(outcome, RunCreated):
                 driver.record.run = outcome.run  # with its approval answers completed
                 driver.admitted = True

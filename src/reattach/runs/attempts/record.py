@@ -40,7 +40,9 @@ class OwnedRun:
         """Record that the log is open; ``announces_tools``: and that no tool call has begun."""
         mark = partial(self._runs.mark_running, notes_begun=announces_tools)
         begun = () if announces_tools else None
-        await self._write(mark, status=RunStatus.RUNNING, begun_calls=begun)
+        # Nothing cancels a run before its engine begins, so this needs no task of its own.
+        is_owner = await until_available(self._clock, partial(mark, self.run.id, self.run.token))
+        self._take(is_owner, status=RunStatus.RUNNING, begun_calls=begun)
 
     async def note_tool_call(
         self, call_id: str, steps: Sequence[StepRecord], *, may_repeat: bool
@@ -116,6 +118,10 @@ class OwnedRun:
             writing.add_done_callback(lambda task: task.cancelled() or task.exception())
             self._unfinished = writing, values
             raise
+        self._take(is_owner, **values)
+
+    def _take(self, is_owner: bool, **values: Any) -> None:
+        """Note what a write has set."""
         if not is_owner:
             raise self.not_owner()
         self.run = structs.replace(self.run, **values)
