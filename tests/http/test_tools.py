@@ -60,6 +60,9 @@ async def test_the_sdk_lists_attaches_rules_and_detaches_tools(letta: AsyncLetta
     assert ruled is not None
     rules = {one.name: one.default_requires_approval for one in ruled.tools}
     assert rules == {"add": True, "deploy": True, "greet": False}
+    for order in (["add", "hang"], ["hang", "add"]):
+        updated = await letta.agents.update(agent.id, tool_ids=[by_name[name] for name in order])
+        assert [one.name for one in updated.tools] == order
     updated = await letta.agents.update(agent.id, tool_ids=[by_name["add"], by_name["hang"]])
     assert [(one.name, one.default_requires_approval) for one in updated.tools] == [
         ("add", True),

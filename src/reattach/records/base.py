@@ -135,7 +135,7 @@ class Agent:
 
     def with_tools(self, tools: Mapping[str, bool | None]) -> Self:
         """Return the agent with these tools instead of its own."""
-        if tools == self.tools:
+        if [*tools.items()] == [*self.tools.items()]:  # Also in the same order.
             return self
         return replace(self, settings={**self.settings, _TOOLS: tools})
 
