@@ -9,10 +9,15 @@ from typing import Final
 
 import pytest
 
+from reattach.domain.events import RunStatus
 from reattach.domain.ids import RunId
 from reattach.log.sqlite.log import Sizes
 from tests.recovery.test_retention import HOUR_SECONDS, serving
+from tests.support.faulty_stores import Gate
+from tests.support.received import answer
 from tests.support.stores import Stores, eventually
+
+WAIT_SECONDS: Final = 30.0
 
 SECRET: Final = "sesame-8b1f"
 LONG: Final = f"{SECRET} " * 3000
@@ -81,6 +86,23 @@ async def test_a_deleted_conversation_keeps_its_text_until_its_active_run_ends(
     assert await stores.records.conversations.forget_deleted(10) == 0
     found = await stores.records.runs.get(tenant, RunId(run.id))
     assert found.input == ()
+
+
+@pytest.mark.promise("P6")
+@pytest.mark.usefixtures("contexts_read_apart")
+async def test_a_run_goes_on_though_its_conversation_is_deleted_before_it_was_read(
+    stores: Stores,
+) -> None:
+    gate = Gate("messages.context")
+    service = stores.service_upon(gate)
+    conversation = await stores.conversation()
+    run = await service.send(stores.send(conversation, "one two"))
+    async with asyncio.timeout(WAIT_SECONDS):
+        await gate.waiting.wait()
+    await stores.records.conversations.delete(run.tenant, conversation.id)
+    gate.opened.set()
+    assert (await service.wait_until_settled(run)).status is RunStatus.COMPLETED
+    assert answer(await stores.frames(run)) == "one two"
 
 
 async def _has_no_active_run(stores: Stores) -> bool:

@@ -54,14 +54,19 @@ class Messages(Repository):
 
         return await self._database.in_read(read)
 
-    async def context(self, tenant: TenantId, thread: Thread) -> ThreadContext:
+    async def context(
+        self, tenant: TenantId, thread: Thread, *, also_deleted: bool = False
+    ) -> ThreadContext:
         """Return the messages in context of a thread, with its system message.
 
-        Messages that this process has decoded before come from memory.
+        Messages that this process has decoded before come from memory. With ``also_deleted`` a
+        thread is read that was deleted during its active run, which goes on.
         """
         cached = self._contexts.get(thread.key)
         try:
-            read = partial(_context, tenant=tenant, thread=thread, cached=cached)
+            read = partial(
+                _context, tenant=tenant, thread=thread, cached=cached, also_deleted=also_deleted
+            )
             found = await self._database.in_grouped_read(read, in_one_piece=True)
             if found is None:  # It is long, and others that share a transaction would wait.
                 found = await self._database.in_read(read, in_one_piece=False)
@@ -316,9 +321,11 @@ def _context(
     thread: Thread,
     cached: CachedContext | None,
     *,
+    also_deleted: bool,
     in_one_piece: bool,
 ) -> tuple[ThreadContext, CachedContext | None] | None:
-    lookup.require_thread(connection, tenant, thread)
+    if not also_deleted:
+        lookup.require_thread(connection, tenant, thread)
     return threads.context(connection, thread, cached, in_one_piece=in_one_piece)
 
 

@@ -46,5 +46,5 @@ class TurnSource:
             StoreUnavailableError: The records do not answer.
         """
         if context is None:
-            context = await self.messages.context(run.tenant, run.thread)
+            context = await self.messages.context(run.tenant, run.thread, also_deleted=True)
         return make_turn(run, context, self.plan)
