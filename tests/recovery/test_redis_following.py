@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from reattach.domain.errors import LogLostError, StoreUnavailableError
+from reattach.domain.errors import FencedError, LogLostError, StoreUnavailableError
 from reattach.domain.ids import Seq, Token
 from reattach.log.base import Tail
 from reattach.log.redis.client import WaitPolicy, client_for
@@ -362,3 +363,53 @@ async def test_a_reader_waits_for_the_newer_of_two_catch_ups(
         run.catch_up_task.add_done_callback(lambda _: follower.start_catch_up(run))
         await waiting
         assert tail.last_seq == 2
+
+
+async def test_a_log_that_this_process_writes_is_known_to_go_on_while_redis_answers(
+    owner: RedisLog, other: RedisLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert owner.goes_on_after("run", Seq(0))
+    await append(owner, "run", Token(1), 1, [b"one", b"two"])
+    assert [owner.goes_on_after("run", Seq(seq)) for seq in range(4)] == [True, True, True, False]
+    assert not other.goes_on_after("run", Seq(0))
+    later = time.monotonic() + 1
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: later)
+        assert not owner.goes_on_after("run", Seq(0))
+        await append(owner, "run", Token(1), 3, [b"three"])
+        assert owner.goes_on_after("run", Seq(3))
+    await append(owner, "run", Token(1), 4, [], close=True)
+    assert not owner.goes_on_after("run", Seq(3))
+
+
+async def test_a_log_that_another_process_has_taken_over_is_not_known_to_go_on(
+    owner: RedisLog, other: RedisLog
+) -> None:
+    await append(owner, "run", Token(1), 1, [b"one"])
+    await other.open("run", Token(2))
+    with pytest.raises(FencedError):
+        await append(owner, "run", Token(1), 2, [b"two"])
+    assert not owner.goes_on_after("run", Seq(1))
+    assert other.goes_on_after("run", Seq(1))
+
+
+async def test_redis_has_just_answered_until_it_fails(
+    redis: RedisServer, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = await RedisLog.connect(relay.url.replace("http", "redis"), answer_seconds=0.5)
+    async with aclosing(log):
+        await log.find("none")
+        assert log.has_just_answered()
+        later = time.monotonic() + 1
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "monotonic", lambda: later)
+            assert not log.has_just_answered()
+        relay.pause()
+        with pytest.raises(StoreUnavailableError):
+            await log.find("none")
+        assert not log.has_just_answered()
+        relay.resume()
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not log.has_just_answered():
+                with suppress(StoreUnavailableError):
+                    await log.find("none")

@@ -149,6 +149,18 @@ class Log(ABC):
     async def head(self, run_id: str) -> Head:
         """Return the current extent of the log."""
 
+    def has_just_answered(self) -> bool:
+        """Return whether the store has answered less than a second ago, and not failed since."""
+        return False
+
+    def goes_on_after(self, run_id: str, seq: Seq) -> bool:  # noqa: ARG002
+        """Return whether the log is known to be open and to have all events after ``seq``, if any.
+
+        That is so if this process writes it, and the store has confirmed it less than a second ago.
+        Otherwise ``head`` has to be asked.
+        """
+        return False
+
     @abstractmethod
     async def read(self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int) -> Slice:
         """Return up to ``max_events`` consecutive frames from ``after_seq + 1`` on.

@@ -58,6 +58,14 @@ class MeteredLog(Log):
         return await self._measured("head", self.log.head(run_id))
 
     @override
+    def has_just_answered(self) -> bool:
+        return self.log.has_just_answered()
+
+    @override
+    def goes_on_after(self, run_id: str, seq: Seq) -> bool:
+        return self.log.goes_on_after(run_id, seq)
+
+    @override
     async def read(self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int) -> Slice:
         work = self.log.read(run_id, after_seq, max_bytes=max_bytes, max_events=max_events)
         return await self._measured("read", work)

@@ -120,8 +120,9 @@ class Sends:
             TurnPlan.of(send.agent, send.conversation, send.overrides), send.representation
         )
         run = self._new_run(send, model, plan.encode() if self._drivers.policy.enabled else None)
-        # Probes the log: while it does not answer, a new run could not start.
-        await self._log.find(otid_alias(run.tenant, run.input[0].otid or ""))
+        if not self._log.has_just_answered():
+            # Probes the log: while it does not answer, a new run could not start.
+            await self._log.find(otid_alias(run.tenant, run.input[0].otid or ""))
         driver = self._drivers.make(run, plan, send.agent, send.conversation)
         admitted: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         admit(self._open_runs.count_of(send.tenant))  # No await may separate this from the start.

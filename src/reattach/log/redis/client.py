@@ -1,6 +1,8 @@
 """The connection to Redis: its URL, its connections and its timeouts."""
 
 import asyncio
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -67,6 +69,8 @@ class RedisClient:
         self._sentinels = sentinels
         self.wait_policy = wait_policy
         self._permits = asyncio.Semaphore(_COMMAND_CONNECTIONS)
+        self.answered_at = -math.inf
+        """When Redis last answered a command, by the monotonic clock; none has failed since."""
         # Commands that wait for replicas go through the pool, which must not be used up.
         self._connections = (
             Connections(driver.connection_pool)
@@ -215,7 +219,9 @@ class RedisClient:
         async with asyncio.timeout(self.wait_policy.answer_seconds), self._permits:
             if self._connections is None:
                 return await self.driver.execute_command(*command)
-            return await self._connections.execute(*command)
+            answer = await self._connections.execute(*command)
+            self.answered_at = time.monotonic()
+            return answer
 
     async def _execute_with_wait(
         self, script: Script, rest: Sequence[bytes | str | int]
@@ -237,6 +243,7 @@ class RedisClient:
             return answer, int(reached)
 
     async def _unavailable_error(self, error: Exception) -> StoreUnavailableError:
+        self.answered_at = -math.inf
         if isinstance(error, ReadOnlyError) and isinstance(self.driver, Redis):
             # This is a former primary. A new connection finds the current one.
             if self._connections is not None:

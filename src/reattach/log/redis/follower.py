@@ -2,6 +2,7 @@
 
 import asyncio
 import struct
+import time
 from array import array
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -142,6 +143,7 @@ class Follower:
             run = self._add(run_id)
             run.join(state.last_seq + 1, token)
         run.owner_token = token
+        run.confirmed_at = time.monotonic()
         run.own_restart_seq = state.first_seq if restarted else None
         self._ensure_polling()
 

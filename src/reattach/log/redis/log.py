@@ -1,6 +1,7 @@
 """The event log on Redis or Valkey, shared by any number of processes and machines."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -52,6 +53,8 @@ __all__ = ["RedisLog"]
 
 _MARGIN_SECONDS: Final = 3600
 """Redis keeps closed logs this much longer than the retention; the sweep deletes them first."""
+_CONFIRMED_SECONDS: Final = 1.0
+"""How long the last answer of Redis is relied on, such as that about a run of this process."""
 _ALIAS_SECONDS: Final = 7 * 24 * 3600
 """Redis keeps aliases this much longer still after the opening: longer than any run takes."""
 
@@ -167,6 +170,18 @@ class RedisLog(Log):
     async def head(self, run_id: str) -> Head:
         self.check_open()
         return (await self.follower.state(run_id)).head
+
+    @override
+    def has_just_answered(self) -> bool:
+        return time.monotonic() - self._client.answered_at < _CONFIRMED_SECONDS
+
+    @override
+    def goes_on_after(self, run_id: str, seq: Seq) -> bool:
+        run = self.follower.local_run(run_id)
+        if run is None or not run.is_owned or run.tail.ended:
+            return False
+        is_known = run.tail.first_seq <= seq + 1 <= run.tail.last_seq + 1
+        return is_known and time.monotonic() - run.confirmed_at < _CONFIRMED_SECONDS
 
     async def read(self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int) -> Slice:
         self.check_open()
@@ -323,6 +338,7 @@ class _RedisRunWriter(RunWriter):
         if run is None:
             return
         if answer == b"ok":
+            run.confirmed_at = time.monotonic()
             follower.note_appended(run, first_seq, frames, close=close)
             return
         kind, _, detail = answer.partition(b":")

@@ -1,6 +1,7 @@
 """The state of a run on Redis, and of its tail in this process."""
 
 import asyncio
+import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ class LocalRun:
     """The highest known token."""
     announced_seq: int = 0
     """The highest seq in any notification."""
+    confirmed_at: float = -math.inf
+    """When Redis last confirmed that this process owns the run, by the monotonic clock."""
     own_restart_seq: Seq | None = None
     """The seq at which this process restarted the log, until its own notification arrives."""
 

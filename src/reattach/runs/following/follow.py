@@ -368,15 +368,16 @@ async def follow(
     shared = log.follow(run_id)
     tail = await shared.__aenter__()
     try:
-        head = await log.head(run_id)
-        if ended and not head.closed:
-            raise LogLostError(run_id, head.last_seq)
         cursor = Seq(max(cursor, 0))
-        if cursor > head.last_seq and not head.closed:
-            raise CursorAheadError(run_id, cursor, head.last_seq, name="starting_after")
-        cursor = min(cursor, head.last_seq)
-        if cursor + 1 < head.first_seq:
-            raise TrimmedError(run_id, head.first_seq)
+        if ended or not log.goes_on_after(run_id, cursor):
+            head = await log.head(run_id)
+            if ended and not head.closed:
+                raise LogLostError(run_id, head.last_seq)
+            if cursor > head.last_seq and not head.closed:
+                raise CursorAheadError(run_id, cursor, head.last_seq, name="starting_after")
+            cursor = min(cursor, head.last_seq)
+            if cursor + 1 < head.first_seq:
+                raise TrimmedError(run_id, head.first_seq)
     except BaseException:
         await shared.__aexit__(*sys.exc_info())
         raise
