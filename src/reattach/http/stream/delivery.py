@@ -122,10 +122,9 @@ class Delivery(ABC):
             splice = self._framing.splice
             frames = piece.frames if splice is None else splice(piece)
             if frames:
-                if not await self._send(frames):
-                    return False
-                if self._may_write_at_once():
-                    return None
+                ended = await self._send_frames(frames)
+                if ended is not None or self._may_write_at_once():
+                    return ended
                 sent_bytes += len(frames)
                 if sent_bytes >= REPLAY_TURN_BYTES:
                     sent_bytes = 0
@@ -137,6 +136,10 @@ class Delivery(ABC):
                 if not await self._send(self._keepalive()):
                     return False
         return False
+
+    async def _send_frames(self, frames: bytes) -> bool | None:
+        """Send events; return how the stream ended, or None if it goes on."""
+        return None if await self._send(frames) else False
 
     def _may_write_at_once(self) -> bool:
         """Return whether the next events can be sent without a task."""
@@ -422,6 +425,12 @@ class DetachedDelivery(Delivery):
     async def _write(self, body: bytes) -> None:
         await self._room()
         self._connection.write(body)
+
+    @override
+    async def _send_frames(self, frames: bytes) -> bool | None:
+        if self.following.finished:  # One write for the last events and the end wakes once.
+            return await self._end(frames + self._framing.done(self.following.cursor))
+        return await super()._send_frames(frames)
 
     @override
     async def _end(self, last: bytes) -> bool:
