@@ -74,6 +74,8 @@ async def test_a_run_whose_server_was_killed_shows_both_owners_and_the_events_wi
         await own.until(SPOKEN)
         run_id = own.run_id
         first_owner = (await looking.got(f"/v1/admin/runs/{run_id}"))["owner"]
+        # That look made the owner write the times of all events until then.
+        await own.until(own.received.cursor + 10)
         cluster.servers[0].kill()
     received = await looking.resumed(run_id)
     assert received.done

@@ -36,4 +36,4 @@ def relay(redis: RedisServer) -> Iterator[Relay]:
 @pytest.fixture
 def contexts_read_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs begin as if every context were too long to be read with their admission."""
-    monkeypatch.setattr(AdmittedContext, "read", lambda *_: None)
+    monkeypatch.setattr(AdmittedContext, "read", lambda *_: ())

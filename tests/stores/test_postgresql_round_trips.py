@@ -8,8 +8,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import connection_async
-from psycopg.waiting import Wait
 from sqlalchemy import Connection, text
 
 from reattach.domain.clock import SystemClock
@@ -19,8 +17,10 @@ from reattach.domain.ids import FIRST_TOKEN, RunId, Token
 from reattach.records.base import LogSummary, RunKnown
 from reattach.records.database import connection as bounded
 from reattach.records.database import postgresql
+from reattach.records.database.connection import ListeningConnection
 from reattach.records.database.database import Database
 from reattach.records.database.prepared import driver_of
+from reattach.records.database.transactions import Transactions
 from reattach.records.records import Records
 from reattach.records.runs import timelines
 from reattach.records.runs.notifications import RunSettled
@@ -48,20 +48,27 @@ def records_url(postgresql_url: str) -> str:
 def round_trips(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Returns how often a connection waited for the server since the last call."""
     count = 0
-    wait = psycopg.Connection.wait
+    receiving = bounded.BoundedConnection._receiving
 
-    def counted(self: psycopg.Connection, *args: object, **rest: object) -> object:
+    def counted(self: bounded.BoundedConnection, **rest: Any) -> Any:
         nonlocal count
         count += 1
-        return wait(self, *args, **rest)  # type: ignore[arg-type]
+        return receiving(self, **rest)
 
     def since_then() -> int:
         nonlocal count
         found, count = count, 0
         return found
 
-    monkeypatch.setattr(psycopg.Connection, "wait", counted)
+    monkeypatch.setattr(bounded.BoundedConnection, "_receiving", counted)
     return since_then
+
+
+@pytest.fixture(autouse=True, params=["event loop", "threads"])
+def made_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let short transactions be made in the event loop, or all of them in threads."""
+    if request.param == "threads":
+        monkeypatch.setattr(Transactions, "_take_watched", lambda _: None)
 
 
 def terminate_others(url: str) -> None:
@@ -110,26 +117,23 @@ async def test_a_server_that_finds_nothing_to_do_waits_for_one_round_trip_for_ea
 async def test_a_listener_leaves_the_event_loop_alone_while_nothing_comes(
     records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    silent_waits = 0
+    noted = 0
+    note = ListeningConnection._note_readable
 
-    def counted(pgconn: Any) -> Any:
-        nonlocal silent_waits
-        while not (yield Wait.R):
-            silent_waits += 1
-        pgconn.consume_input()
-        received = []
-        while notification := pgconn.notifies():
-            received.append(notification)
-        return received
+    def counted(connection: ListeningConnection) -> None:
+        nonlocal noted
+        noted += 1
+        note(connection)
 
-    monkeypatch.setattr(connection_async, "notifies", counted)
+    monkeypatch.setattr(ListeningConnection, "_note_readable", counted)
     world = await a_world(records)
     async with asyncio.timeout(60), records.notifications() as notifications:
         first = asyncio.ensure_future(anext(notifications))
         await asyncio.sleep(0.5)
+        assert noted == 0
         run, _ = await world.turn("one")
         assert await first == RunSettled(run)
-    assert silent_waits == 0
+    assert noted == 1
 
 
 @pytest.mark.parametrize("kind", ["read", "write", "single write", "deferred write"])
@@ -193,15 +197,15 @@ async def test_a_commit_whose_answer_is_lost_may_have_happened(
 ) -> None:
     world = await a_world(records)
     run = a_run(world.thread)
-    commit = bounded.BoundedConnection.commit
+    committing = bounded.BoundedConnection.committing
 
-    def lose(connection: bounded.BoundedConnection) -> None:
+    def lose(connection: bounded.BoundedConnection) -> Any:
         with psycopg.connect(connection.info.dsn, password=connection.info.password) as other:
             other.execute("SELECT pg_terminate_backend(%s, 10000)", [connection.info.backend_pid])
-        commit(connection)
+        return committing(connection)
 
     with monkeypatch.context() as patched:
-        patched.setattr(bounded.BoundedConnection, "commit", lose)
+        patched.setattr(bounded.BoundedConnection, "committing", lose)
         with pytest.raises(CommitUnknownError):
             await records.runs.create(OURS, run, a_key("one"), ["one"])
     created = await records.runs.create(OURS, run, a_key("one"), ["one"], repeated=True)

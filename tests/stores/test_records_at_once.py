@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pytest
 from sqlalchemy import Connection, delete, func, insert, select
@@ -15,9 +16,12 @@ from reattach.domain.errors import ConflictError, StoreUnavailableError
 from reattach.domain.limits import RECORDS_WAL_BYTES
 from reattach.records.database import schema, sqlite
 from reattach.records.database.database import Database
-from reattach.records.database.prepared import PreparedStatement, driver_of
+from reattach.records.database.prepared import PreparedStatement, Steps, driver_of
 from reattach.records.database.transactions import Transactions
 from tests.support.record_samples import NOON
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 _INSERT = PreparedStatement(insert(schema.abandoned_logs), "run_id", "abandoned_at")
 _COUNT = PreparedStatement(select(func.count()).select_from(schema.abandoned_logs))
@@ -66,11 +70,23 @@ def count(connection: Connection) -> int:
     return found
 
 
+def in_one_step(
+    work: Callable[Concatenate[Connection, P], T],
+) -> Callable[Concatenate[Connection, P], Steps[T]]:
+    """Return the function as a transaction that executes its statements by itself."""
+
+    def begin(connection: Connection, /, *args: P.args, **kwargs: P.kwargs) -> Steps[T]:
+        yield from ()
+        return work(connection, *args, **kwargs)
+
+    return begin
+
+
 async def test_a_short_write_is_committed_without_a_thread(
     database: Database, path: Path, visits: list[object]
 ) -> None:
-    assert await database.in_short_write(add, "one") == "one"
-    assert await database.in_single_write(add, "two") == "two"
+    assert await database.in_short_write(in_one_step(add), "one") == "one"
+    assert await database.in_single_write(_INSERT, {"run_id": "two", "abandoned_at": NOON}) == 1
     assert not visits
     with sqlite3.connect(path) as other:
         assert other.execute("SELECT count(*) FROM abandoned_logs").fetchone() == (2,)
@@ -87,7 +103,7 @@ async def test_a_commit_that_waits_for_the_disk_is_made_in_a_thread(
     if not beginning:
         await database.in_write(begin_wal)
         visits.clear()
-    await database.in_short_write(add)
+    await database.in_short_write(in_one_step(add))
     assert len(visits) == 1
     await database.aclose()
 
@@ -95,11 +111,11 @@ async def test_a_commit_that_waits_for_the_disk_is_made_in_a_thread(
 async def test_a_short_write_after_the_wal_was_emptied_is_made_in_a_thread(
     database: Database, visits: list[object]
 ) -> None:
-    await database.in_short_write(add, "one")
+    await database.in_short_write(in_one_step(add), "one")
     await database.tidy()
     visits.clear()
-    await database.in_short_write(add, "two")
-    await database.in_short_write(add, "three")
+    await database.in_short_write(in_one_step(add), "two")
+    await database.in_short_write(in_one_step(add), "three")
     assert len(visits) == 1
 
 
@@ -108,7 +124,7 @@ async def test_a_short_write_waits_for_another_process_in_a_thread(
 ) -> None:
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
-    waiting = asyncio.create_task(database.in_short_write(add))
+    waiting = asyncio.create_task(database.in_short_write(in_one_step(add)))
     await asyncio.sleep(0)
     assert len(visits) == 1
     assert not waiting.done()
@@ -122,7 +138,7 @@ async def test_a_short_write_waits_for_another_process_in_a_thread(
 async def test_a_large_value_is_written_in_a_thread(
     database: Database, visits: list[object], size: int, threads: int
 ) -> None:
-    assert len(await database.in_short_write(add, "r" * size)) == size
+    assert len(await database.in_short_write(in_one_step(add), "r" * size)) == size
     assert len(visits) == threads
     assert await database.in_read(count) == 1
 
@@ -135,16 +151,16 @@ async def test_a_short_write_that_is_refused_changes_nothing(
         raise ConflictError("It is taken.")
 
     with pytest.raises(ConflictError, match="It is taken"):
-        await database.in_short_write(refuse)
+        await database.in_short_write(in_one_step(refuse))
     assert not visits
-    assert await database.in_short_read(count) == 0
+    assert await database.in_short_read(in_one_step(count)) == 0
 
 
 async def test_a_short_write_that_breaks_a_constraint_is_a_conflict(database: Database) -> None:
-    await database.in_short_write(add)
+    await database.in_short_write(in_one_step(add))
     with pytest.raises(ConflictError):
-        await database.in_short_write(add)
-    assert await database.in_short_read(count) == 1
+        await database.in_short_write(in_one_step(add))
+    assert await database.in_short_read(in_one_step(count)) == 1
 
 
 async def test_a_fault_in_a_short_write_is_raised_and_changes_nothing(database: Database) -> None:
@@ -153,14 +169,14 @@ async def test_a_fault_in_a_short_write_is_raised_and_changes_nothing(database: 
         raise RuntimeError("A fault.")
 
     with pytest.raises(RuntimeError, match=r"A fault\."):
-        await database.in_short_write(fail)
-    assert await database.in_short_read(count) == 0
+        await database.in_short_write(in_one_step(fail))
+    assert await database.in_short_read(in_one_step(count)) == 0
 
 
 async def test_a_failed_commit_in_the_event_loop_is_repeated_in_a_thread(
     database: Database, visits: list[object]
 ) -> None:
-    await database.in_short_write(add, "one")
+    await database.in_short_write(in_one_step(add), "one")
 
     def fill(connection: Connection) -> None:
         if not visits:
@@ -169,7 +185,7 @@ async def test_a_failed_commit_in_the_event_loop_is_repeated_in_a_thread(
                 add(connection, f"{number} {'r' * 4000}")
         add(connection, "two")
 
-    await database.in_short_write(fill)
+    await database.in_short_write(in_one_step(fill))
     assert len(visits) == 1
     assert await database.in_read(count) == 2
 
@@ -207,13 +223,13 @@ async def test_writes_to_a_slow_disk_are_left_to_the_thread_for_a_while(
         clock.attend(connection, slow)
         add(connection)
 
-    await database.in_short_write(write)
+    await database.in_short_write(in_one_step(write))
     assert not visits
     clock.now += 19
-    await database.in_short_write(add, "during the pause")
+    await database.in_short_write(in_one_step(add), "during the pause")
     assert len(visits) == 1
     clock.now += 2
-    await database.in_short_write(add, "after it")
+    await database.in_short_write(in_one_step(add), "after it")
     assert len(visits) == 1
 
 
@@ -226,8 +242,8 @@ async def test_a_short_write_that_fails_slowly_is_followed_by_a_pause(
         raise ConflictError("It is taken.")
 
     with pytest.raises(ConflictError):
-        await database.in_short_write(refuse)
-    await database.in_short_write(add)
+        await database.in_short_write(in_one_step(refuse))
+    await database.in_short_write(in_one_step(add))
     assert len(visits) == 1
 
 
@@ -238,16 +254,16 @@ async def test_reads_of_a_slow_disk_are_left_to_a_thread_for_a_while(
         clock.attend(connection, "SELECT")
         return count(connection)
 
-    assert await database.in_short_read(read) == 0
+    assert await database.in_short_read(in_one_step(read)) == 0
     assert not visits
     clock.now += 19
-    assert await database.in_short_read(count) == 0
+    assert await database.in_short_read(in_one_step(count)) == 0
     assert await database.run_prepared(_COUNT) == [[0]]
     assert len(visits) == 2
     clock.now += 2
     assert await database.run_prepared(_COUNT) == [[0]]
     assert len(visits) == 2
-    assert await database.in_short_read(count) == 0
+    assert await database.in_short_read(in_one_step(count)) == 0
     assert len(visits) == 3
 
 
@@ -259,7 +275,7 @@ async def test_short_writes_do_not_let_the_wal_grow(
             add(connection, f"{number} {place} {'r' * 2000}")
 
     for number in range(1000):
-        await database.in_short_write(write, number)
+        await database.in_short_write(in_one_step(write), number)
     assert Path(f"{path}-wal").stat().st_size <= RECORDS_WAL_BYTES
     assert 2 <= len(visits) <= 60
 
@@ -267,7 +283,7 @@ async def test_short_writes_do_not_let_the_wal_grow(
 async def test_a_closing_database_refuses_short_writes(database: Database) -> None:
     await database.aclose()
     with pytest.raises(StoreUnavailableError, match="closing"):
-        await database.in_short_write(add)
+        await database.in_short_write(in_one_step(add))
 
 
 async def test_short_writes_are_not_counted_among_the_other_commits(
@@ -275,15 +291,15 @@ async def test_short_writes_are_not_counted_among_the_other_commits(
 ) -> None:
     before = database.other_commits()
     assert before is not None
-    await database.in_short_write(add, "one")
-    await database.in_single_write(add, "two")
+    await database.in_short_write(in_one_step(add), "one")
+    await database.in_single_write(_INSERT, {"run_id": "two", "abandoned_at": NOON})
     with pytest.raises(ConflictError):
-        await database.in_short_write(add, "one")
-    await database.in_short_write(lambda _: None)
+        await database.in_short_write(in_one_step(add), "one")
+    await database.in_short_write(in_one_step(lambda _: None))
     monkeypatch.setattr(database.writes, "try_at_once", lambda _: None)
-    await database.in_short_write(add, "three")
-    await database.in_single_write(add, "four")
-    await database.in_short_write(lambda _: None)
+    await database.in_short_write(in_one_step(add), "three")
+    await database.in_single_write(_INSERT, {"run_id": "four", "abandoned_at": NOON})
+    await database.in_short_write(in_one_step(lambda _: None))
     assert len(visits) >= 3
     assert database.other_commits() == before
 
@@ -298,9 +314,9 @@ async def test_all_other_writes_are_counted(database: Database, path: Path) -> N
         other.execute("DELETE FROM abandoned_logs")
     other.close()
     states.append(database.other_commits())
-    await database.in_short_write(add, "three")
+    await database.in_short_write(in_one_step(add), "three")
     await database.tidy()
-    await database.in_short_write(add, "four")
+    await database.in_short_write(in_one_step(add), "four")
     assert None not in states
     assert len(set(states)) == len(states)
     assert database.other_commits() == states[-1]
@@ -313,9 +329,9 @@ async def test_other_commits_are_not_known_until_the_thread_has_counted_its_own(
     monkeypatch.setattr(database.writes, "try_at_once", lambda _: None)
     wal = database.writes._wal  # type: ignore[attr-defined]
     monkeypatch.setattr(wal, "note_commit", lambda: during.append(database.other_commits()))
-    await database.in_short_write(add)
+    await database.in_short_write(in_one_step(add))
     assert during == [None]
     assert database.other_commits() == before
     with pytest.raises(ConflictError):
-        await database.in_short_write(add)
+        await database.in_short_write(in_one_step(add))
     assert database.other_commits() == before

@@ -25,7 +25,7 @@ from reattach.records.base import RunNotes, Span, Thread
 from reattach.records.database import connection as bounded
 from reattach.records.database import postgresql, schema
 from reattach.records.database.database import Database
-from reattach.records.database.prepared import driver_of
+from reattach.records.database.prepared import LeftToThreadError, driver_of
 from reattach.records.records import Records
 from reattach.records.runs.created import RunCreated
 from reattach.records.runs.notifications import NotificationsMissed, RunSettled
@@ -239,8 +239,10 @@ async def test_a_settlement_keeps_its_messages_if_a_summary_takes_their_place_me
     loop, add_after = asyncio.get_running_loop(), threads.add_after
 
     def add_later(*given: Any) -> None:
-        """Wait after the look for the last place, the first time."""
+        """Wait after the look for the last place, the first time, in a thread."""
         if not may_add.is_set():
+            if threading.current_thread() is threading.main_thread():
+                raise LeftToThreadError
             loop.call_soon_threadsafe(has_looked.set)
             assert may_add.wait(30)
         add_after(*given)

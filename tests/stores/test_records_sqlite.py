@@ -19,7 +19,7 @@ from reattach.records.agents import Agents
 from reattach.records.database import schema, sqlite
 from reattach.records.database.columns import Moment
 from reattach.records.database.database import Database
-from reattach.records.database.prepared import PreparedStatement
+from reattach.records.database.prepared import PreparedStatement, Steps
 from reattach.records.database.sqlite import Durability
 from reattach.records.database.transactions import Transactions
 from reattach.records.lookup import owned
@@ -176,6 +176,11 @@ async def test_a_prepared_statement_on_a_locked_file_runs_in_a_thread(
 ) -> None:
     monkeypatch.setattr(sqlite, "SHORT_SECONDS", 60.0)  # On a busy machine.
     statement = PreparedStatement(select(literal("found").label("it")))
+
+    def read(_: Connection) -> Steps[list[list[Any]]]:
+        (rows,) = yield [(statement, {})]
+        return rows
+
     assert await database.run_prepared(statement) == [["found"]]
     visits = []
     visit = Transactions.visit
@@ -185,15 +190,15 @@ async def test_a_prepared_statement_on_a_locked_file_runs_in_a_thread(
         return await visit(self, work)
 
     monkeypatch.setattr(Transactions, "visit", counted)
+    assert await database.in_short_read(read) == [["found"]]
     assert await database.run_prepared(statement) == [["found"]]
-    assert await database.in_short_read(statement.rows, {}) == [["found"]]
     assert visits == []
     loop_connection = database._loop_connection
     assert loop_connection is not None
     with monkeypatch.context() as patch:
         patch.setattr(database, "_loop_connection", Locked(loop_connection))
+        assert await database.in_short_read(read) == [["found"]]
         assert await database.run_prepared(statement) == [["found"]]
-        assert await database.in_short_read(statement.rows, {}) == [["found"]]
     assert len(visits) == 2
 
 

@@ -24,9 +24,9 @@ from reattach.domain.messages import Message
 from reattach.records import lookup, threads
 from reattach.records.audit_log import Action, note
 from reattach.records.base import Actor, Agent, Block, Page, Thread
-from reattach.records.blocks import attach_blocks, blocks_of, insert_blocks
+from reattach.records.blocks import attach_blocks, blocks_of, blocks_of_one, insert_blocks
 from reattach.records.database import schema
-from reattach.records.database.prepared import PreparedStatement, Row
+from reattach.records.database.prepared import PreparedStatement, Row, Rows, Steps, take_steps
 from reattach.records.paging import SortOrder, page_of
 from reattach.records.repository import Repository
 from reattach.records.tokens.tokens import revoke_of_agent
@@ -97,7 +97,7 @@ class Agents(Repository):
             if system_message is not None:
                 thread = Thread(agent.id, None)
                 threads.put_system(connection, tenant, thread, system_message)
-            return agent_of(connection, tenant, agent.id)
+            return take_steps(connection, agent_of(connection, tenant, agent.id))
 
         return await self._database.in_write(create)
 
@@ -109,9 +109,9 @@ class Agents(Repository):
     ) -> tuple[Agent, builtins.list[MessageId]]:
         """Return the agent and the ids of the messages in context of its default thread."""
 
-        def read(connection: Connection) -> tuple[Agent, builtins.list[MessageId] | None]:
-            agent = agent_of(connection, tenant, agent_id)
-            return agent, threads.message_ids_if_few(connection, agent_id)
+        def read(connection: Connection) -> Steps[tuple[Agent, builtins.list[MessageId] | None]]:
+            agent = yield from agent_of(connection, tenant, agent_id)
+            return agent, (yield from threads.message_ids_if_few(agent_id))
 
         agent, ids = await self._database.in_short_read(read)
         if ids is None:
@@ -178,7 +178,7 @@ class Agents(Repository):
             lookup.require(connection, table, tenant, agent_id)
             lookup.lock(connection, schema.blocks, tenant, *(block_ids or ()))
             lookup.lock(connection, table, tenant, agent_id)
-            agent = agent_of(connection, tenant, agent_id)
+            agent = take_steps(connection, agent_of(connection, tenant, agent_id))
             values = self._changed_fields(agent, change(agent), _FIXED)
             tags = values.pop("tags", None)
             connection.execute(update(table).where(table.c.id == agent_id).values(values))
@@ -186,7 +186,7 @@ class Agents(Repository):
                 _set_tags(connection, agent_id, tags)
             if block_ids is not None:
                 _set_blocks(connection, agent_id, block_ids)
-            return agent_of(connection, tenant, agent_id)
+            return take_steps(connection, agent_of(connection, tenant, agent_id))
 
         return await self._database.in_write(write)
 
@@ -225,20 +225,21 @@ class Agents(Repository):
         return await self._database.in_write(delete_all)
 
 
-def agent_of(connection: Connection, tenant: TenantId, agent_id: AgentId) -> Agent:
+def agent_of(connection: Connection, tenant: TenantId, agent_id: AgentId) -> Steps[Agent]:
     """Return the agent with its blocks and tags. Raises NotFoundError."""
-    return agent_of_row(
-        connection, lookup.require(connection, schema.agents, tenant, agent_id, _ONE)
-    )
+    row = yield from lookup.required(connection, schema.agents, tenant, agent_id, _ONE)
+    return (yield from agent_of_row(connection, row))
 
 
-def agent_of_row(connection: Connection, row: Row) -> Agent:
+def agent_of_row(connection: Connection, row: Row) -> Steps[Agent]:
     """Return the agent of a row that says whether it has blocks and tags, with these."""
-    return _agents(
-        [row],
-        _tags_of(connection, [row["id"]]) if row["has_tags"] else (),
-        blocks_of(connection, _OWNER, [row["id"]]) if row["has_blocks"] else {},
-    )[0]
+    tags: Rows = ()
+    blocks: Mapping[AgentId, tuple[Block, ...]] = {}
+    if row["has_tags"]:
+        (tags,) = yield [(_TAGS_OF_ONE, {"agent_id": row["id"]})]
+    if row["has_blocks"]:
+        blocks = yield from blocks_of_one(connection, _OWNER, row["id"])
+    return _agents([row], tags, blocks)[0]
 
 
 def agents_of(connection: Connection, rows: Sequence[Row]) -> list[Agent]:

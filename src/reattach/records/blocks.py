@@ -21,7 +21,7 @@ from reattach.domain.ids import AgentId, BlockId, TenantId
 from reattach.records import lookup
 from reattach.records.base import Block, Page
 from reattach.records.database import schema
-from reattach.records.database.prepared import PreparedStatement, Row
+from reattach.records.database.prepared import PreparedStatement, Row, Steps, take_steps
 from reattach.records.paging import SortOrder, page_of
 from reattach.records.repository import Repository
 
@@ -209,11 +209,22 @@ def blocks_of(
 
     ``owner`` is the owner's column in the table that assigns blocks to owners.
     """
-    rows: Iterable[Row]
     if len(owner_ids) == 1:
-        rows = _OF_ONE[owner].mappings(connection, {"owner_id": owner_ids[0]})
-    else:
-        rows = connection.execute(_OF_OWNERS[owner], {"owner_ids": owner_ids}).mappings()
+        return take_steps(connection, blocks_of_one(connection, owner, owner_ids[0]))
+    return _by_owner(
+        owner, connection.execute(_OF_OWNERS[owner], {"owner_ids": owner_ids}).mappings()
+    )
+
+
+def blocks_of_one(
+    connection: Connection, owner: Column[str], owner_id: _Owner
+) -> Steps[dict[_Owner, tuple[Block, ...]]]:
+    """Return the same for one owner."""
+    (rows,) = yield [(_OF_ONE[owner], {"owner_id": owner_id})]
+    return _by_owner(owner, _OF_ONE[owner].named(connection, rows))
+
+
+def _by_owner(owner: Column[str], rows: Iterable[Row]) -> dict[_Owner, tuple[Block, ...]]:
     found: dict[_Owner, tuple[Block, ...]] = {}
     for row in rows:
         owner_id = row[owner.name]

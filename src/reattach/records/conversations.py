@@ -22,9 +22,9 @@ from reattach.records import lookup, threads
 from reattach.records.agents import OF_CONVERSATION, agent_of_row
 from reattach.records.audit_log import Action, note
 from reattach.records.base import Actor, Agent, Block, Conversation, Page, Thread
-from reattach.records.blocks import blocks_of, insert_blocks
+from reattach.records.blocks import blocks_of, blocks_of_one, insert_blocks
 from reattach.records.database import schema
-from reattach.records.database.prepared import PreparedStatement, Row, ask
+from reattach.records.database.prepared import PreparedStatement, Row, Steps, take_steps
 from reattach.records.paging import SortOrder, page_of
 from reattach.records.repository import Repository
 from reattach.records.tokens.tokens import revoke_of_conversation
@@ -76,9 +76,11 @@ class Conversations(Repository):
     ) -> tuple[Conversation, builtins.list[MessageId]]:
         """Return the conversation and the ids of its messages in context: see ``message_ids``."""
 
-        def read(connection: Connection) -> tuple[Conversation, builtins.list[MessageId] | None]:
-            conversation = _get(connection, tenant, conversation_id)
-            return conversation, threads.message_ids_if_few(connection, conversation.id)
+        def read(
+            connection: Connection,
+        ) -> Steps[tuple[Conversation, builtins.list[MessageId] | None]]:
+            conversation = yield from _get(connection, tenant, conversation_id)
+            return conversation, (yield from threads.message_ids_if_few(conversation.id))
 
         conversation, ids = await self._database.in_short_read(read)
         if ids is None:
@@ -133,10 +135,10 @@ class Conversations(Repository):
 
         def write(connection: Connection) -> Conversation:
             lookup.lock(connection, schema.conversations, tenant, conversation_id)
-            conversation = _get(connection, tenant, conversation_id)
+            conversation = take_steps(connection, _get(connection, tenant, conversation_id))
             values = self._changed_fields(conversation, change(conversation), _FIXED)
             _set(connection, tenant, conversation_id, values)
-            return _get(connection, tenant, conversation_id)
+            return take_steps(connection, _get(connection, tenant, conversation_id))
 
         return await self._database.in_write(write)
 
@@ -271,28 +273,34 @@ def _conversation(row: Row, isolated: Mapping[ConversationId, tuple[Block, ...]]
     return Conversation(**{name: row[name] for name in _FIELDS}, isolated_blocks=blocks)
 
 
-def _get(connection: Connection, tenant: TenantId, conversation_id: ConversationId) -> Conversation:
-    row = lookup.require(connection, schema.conversations, tenant, conversation_id, _ONE)
-    return _of_row(connection, row)
+def _get(
+    connection: Connection, tenant: TenantId, conversation_id: ConversationId
+) -> Steps[Conversation]:
+    row = yield from lookup.required(
+        connection, schema.conversations, tenant, conversation_id, _ONE
+    )
+    return (yield from _of_row(connection, row))
 
 
-def _of_row(connection: Connection, row: Row) -> Conversation:
-    has_blocks = row["has_blocks"]
-    isolated = blocks_of(connection, _ISOLATED_OWNER, [row["id"]]) if has_blocks else {}
+def _of_row(connection: Connection, row: Row) -> Steps[Conversation]:
+    isolated: Mapping[ConversationId, tuple[Block, ...]] = {}
+    if row["has_blocks"]:
+        isolated = yield from blocks_of_one(connection, _ISOLATED_OWNER, row["id"])
     return _conversation(row, isolated)
 
 
 def _with_agent(
     connection: Connection, tenant: TenantId, conversation_id: ConversationId
-) -> tuple[Conversation, Agent]:
+) -> Steps[tuple[Conversation, Agent]]:
     asked = {"tenant": tenant, "row_id": conversation_id}
-    found, agents = ask(connection, (_ONE, asked), (OF_CONVERSATION, asked))
+    found, agents = yield [(_ONE, asked), (OF_CONVERSATION, asked)]
     if not found:
         raise lookup.not_found(schema.conversations, conversation_id)
-    conversation = _of_row(connection, _ONE.named(connection, found)[0])
+    conversation = yield from _of_row(connection, _ONE.named(connection, found)[0])
     if not agents:
         raise lookup.not_found(schema.agents, conversation.agent_id)
-    return conversation, agent_of_row(connection, OF_CONVERSATION.named(connection, agents)[0])
+    agent = agent_of_row(connection, OF_CONVERSATION.named(connection, agents)[0])
+    return conversation, (yield from agent)
 
 
 def insert_conversation(

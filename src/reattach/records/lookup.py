@@ -17,7 +17,7 @@ from reattach.domain.errors import NotFoundError
 from reattach.domain.ids import TenantId
 from reattach.records.base import Thread
 from reattach.records.database import schema
-from reattach.records.database.prepared import PreparedStatement, Row
+from reattach.records.database.prepared import PreparedStatement, Row, Steps, take_steps
 
 _TEXTS: Final = {
     schema.agents.name: "Agent with ID {} not found",
@@ -86,11 +86,22 @@ def require(
 
     Raises NotFoundError if the tenant has none with this id.
     """
+    return take_steps(connection, required(connection, table, tenant, row_id, query))
+
+
+def required(
+    connection: Connection,
+    table: Table,
+    tenant: TenantId,
+    row_id: str,
+    query: PreparedStatement | None = None,
+) -> Steps[Row]:
+    """Return the row as ``require`` does."""
     query = query or _BY_ID[table]
-    row = query.first(connection, {"tenant": tenant, "row_id": row_id})
-    if row is None:
+    (rows,) = yield [(query, {"tenant": tenant, "row_id": row_id})]
+    if not rows:
         raise not_found(table, row_id)
-    return row
+    return query.named(connection, rows)[0]
 
 
 def require_id(connection: Connection, table: Table, tenant: TenantId, row_id: str) -> None:

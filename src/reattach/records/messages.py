@@ -23,6 +23,7 @@ from reattach.records.contexts.contexts import CachedContext, Contexts, ThreadCo
 from reattach.records.contexts.message_rows import message_of
 from reattach.records.database import schema
 from reattach.records.database.database import Database
+from reattach.records.database.prepared import take_steps
 from reattach.records.repository import Repository
 from reattach.records.runs import admission
 from reattach.records.runs.retries import RequestDigest
@@ -326,7 +327,8 @@ def _context(
 ) -> tuple[ThreadContext, CachedContext | None] | None:
     if not also_deleted:
         lookup.require_thread(connection, tenant, thread)
-    return threads.context(connection, thread, cached, in_one_piece=in_one_piece)
+    found = threads.context(connection, thread, cached, in_one_piece=in_one_piece)
+    return take_steps(connection, found)
 
 
 def _of_roles(rows: Select[Any], *, system_too: bool) -> Select[Any]:

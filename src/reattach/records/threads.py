@@ -36,7 +36,14 @@ from reattach.records.base import Thread
 from reattach.records.contexts.contexts import CachedContext, ThreadContext, last_step
 from reattach.records.contexts.message_rows import PIECE_ROWS, Placed, PlacedMessages, message_of
 from reattach.records.database import schema
-from reattach.records.database.prepared import Changes, PreparedInsert, PreparedStatement, ask
+from reattach.records.database.prepared import (
+    Changes,
+    PreparedInsert,
+    PreparedStatement,
+    Steps,
+    ask,
+    take_steps,
+)
 
 _SYSTEM: Final = 0
 SHORT_THREAD: Final = 200
@@ -156,7 +163,7 @@ def context(
     cached: CachedContext | None = None,
     *,
     in_one_piece: bool = False,
-) -> tuple[ThreadContext, CachedContext | None] | None:
+) -> Steps[tuple[ThreadContext, CachedContext | None] | None]:
     """Return the context of the thread, and what to cache of it for the next call.
 
     Only a few of the messages that a summary replaces are read, and none of those in ``cached``.
@@ -164,31 +171,35 @@ def context(
     """
     asked: dict[str, object] = {"thread_key": thread.key}
     if cached is not None:
-        grown = _grown(connection, asked, cached)
+        grown = yield from _grown(connection, asked, cached)
         if grown is not None:
             return grown
-    placed = _read_context(connection, asked, in_one_piece=in_one_piece)
+    placed = yield from _read_context(connection, asked, in_one_piece=in_one_piece)
     if placed is None:
         return None
     in_order = [one.message for one in placed]
     messages = in_context(in_order)
     step_id = last_step(in_order)
     if len(placed) < 2 or placed[0].position != _SYSTEM:
-        counted = _counted_tokens(connection, step_id)
+        counted = yield from _counted_tokens(step_id)
         for_model = ContextMessages(model_messages(messages))
         return ThreadContext((), ContextMessages(messages), for_model, counted), None
     cached = CachedContext.of(messages[1:], placed[-1].place, step_id)
-    return _context_of(connection, messages[0], cached), cached
+    counted = yield from _counted_tokens(step_id)
+    system = (messages[0],)
+    return ThreadContext(system, cached.messages, cached.for_model, counted), cached
 
 
 def _grown(
     connection: Connection, asked: Mapping[str, object], cached: CachedContext
-) -> tuple[ThreadContext, CachedContext] | None:
+) -> Steps[tuple[ThreadContext, CachedContext] | None]:
     """Return the cached context with the messages since then; None if it is no longer valid."""
     since = {**asked, "first": cached.place[0], "step_id": cached.step_id}
-    rows = ask(
-        connection, (_SYSTEM_MESSAGE.stored, asked), (_FROM.stored, since), (_NEWEST_USAGE, since)
-    )
+    rows = yield [
+        (_SYSTEM_MESSAGE.stored, asked),
+        (_FROM.stored, since),
+        (_NEWEST_USAGE, since),
+    ]
     system = _SYSTEM_MESSAGE.decoded(connection, asked, rows[0])
     newer = _FROM.decoded(connection, since, rows[1])
     later = [one.message for one in newer[1:]]
@@ -196,8 +207,8 @@ def _grown(
     if not system or not is_same or any(one.role is Role.SUMMARY for one in later):
         return None
     cached = cached.grown_by(later, newer[-1].place)
-    usages: dict[StepId | None, Usage] = dict(rows[2])
-    usage = usages.get(cached.step_id)
+    usages: dict[Any, Any] = dict(rows[2])
+    usage: Usage | None = usages.get(cached.step_id)
     counted = None if usage is None else usage.prompt_tokens or None
     context = ThreadContext((system[0].message,), cached.messages, cached.for_model, counted)
     return context, cached
@@ -205,7 +216,7 @@ def _grown(
 
 def _read_context(
     connection: Connection, asked: Mapping[str, object], *, in_one_piece: bool
-) -> list[Placed] | None:
+) -> Steps[list[Placed] | None]:
     """Return the messages in context in the order of their places: see ``context``.
 
     They are read from the newest on, in pieces, until those that a summary replaces.
@@ -213,12 +224,12 @@ def _read_context(
     placed: list[Placed] = []
     first, before = None, _END
     while True:
-        piece = _NEWEST_BEFORE.read(connection, {**asked, "before": before})
+        piece = yield from _NEWEST_BEFORE.reading(connection, {**asked, "before": before})
         placed += piece
         if first is None:
             summary = next((one for one in piece if one.message.role is Role.SUMMARY), None)
             if summary is not None:
-                first = _first_kept(connection, asked, summary)
+                first = yield from _first_kept(asked, summary)
         if len(piece) < PIECE_ROWS or (first is not None and piece[-1].position <= first):
             break
         if in_one_piece:
@@ -227,37 +238,41 @@ def _read_context(
     placed.reverse()
     if first is None or placed[0].position == _SYSTEM:
         return placed
-    return [*_SYSTEM_MESSAGE.read(connection, asked), *placed]
+    system = yield from _SYSTEM_MESSAGE.reading(connection, asked)
+    return [*system, *placed]
 
 
-def _first_kept(connection: Connection, asked: Mapping[str, object], summary: Placed) -> int:
+def _first_kept(asked: Mapping[str, object], summary: Placed) -> Steps[int]:
     """Return the position of the first message that the summary keeps, itself included."""
     kept_from = summary_of(summary.message).kept_from
-    place: int | None = _PLACE.value(connection, {**asked, "message_id": kept_from})
-    return summary.position if place is None else min(place, summary.position)
+    (places,) = yield [(_PLACE, {**asked, "message_id": kept_from})]
+    return min(places[0][0], summary.position) if places else summary.position
 
 
-def _context_of(connection: Connection, system: Message, cached: CachedContext) -> ThreadContext:
-    counted = _counted_tokens(connection, cached.step_id)
-    return ThreadContext((system,), cached.messages, cached.for_model, counted)
-
-
-def _counted_tokens(connection: Connection, step_id: StepId | None) -> int | None:
+def _counted_tokens(step_id: StepId | None) -> Steps[int | None]:
     """Return the tokens that the provider counted with the step."""
-    usage = None if step_id is None else _USAGE.value(connection, {"step_id": step_id})
+    if step_id is None:
+        return None
+    (usages,) = yield [(_USAGE, {"step_id": step_id})]
+    usage = usages[0][0] if usages else None
     return usage.prompt_tokens or None if usage is not None else None
 
 
 def message_ids(connection: Connection, thread_key: str) -> list[MessageId]:
     """Return the ids of the messages in context of a thread, in order, the system message first."""
-    return _of_one(connection, thread_key, _IDS.rows(connection, {"thread_key": thread_key}))
+    asked = {"thread_key": thread_key}
+    rows, summaries = ask(connection, (_IDS, asked), (_SUMMARY_PARTS, asked))
+    return _ids_in_context([message_id for (message_id,) in rows], summaries)
 
 
-def message_ids_if_few(connection: Connection, thread_key: str) -> list[MessageId] | None:
+def message_ids_if_few(thread_key: str) -> Steps[list[MessageId] | None]:
     """Return ``message_ids`` if the thread is short enough for the event loop; else None."""
     asked = {"thread_key": thread_key, "limit": SHORT_THREAD + 1}
-    rows = _FIRST_IDS.rows(connection, asked)
-    return None if len(rows) > SHORT_THREAD else _of_one(connection, thread_key, rows)
+    (rows,) = yield [(_FIRST_IDS, asked)]
+    if len(rows) > SHORT_THREAD:
+        return None
+    (summaries,) = yield [(_SUMMARY_PARTS, {"thread_key": thread_key})]
+    return _ids_in_context([message_id for (message_id,) in rows], summaries)
 
 
 def message_ids_of(
@@ -274,13 +289,6 @@ def message_ids_of(
     return {key: _ids_in_context(found, summaries.get(key, ())) for key, found in ids.items()}
 
 
-def _of_one(
-    connection: Connection, thread_key: str, rows: Sequence[Sequence[MessageId]]
-) -> list[MessageId]:
-    summaries = _SUMMARY_PARTS.rows(connection, {"thread_key": thread_key})
-    return _ids_in_context([message_id for (message_id,) in rows], summaries)
-
-
 def _ids_in_context(
     ids: Sequence[MessageId], summaries: Iterable[Sequence[Any]]
 ) -> list[MessageId]:
@@ -291,19 +299,24 @@ def _ids_in_context(
 
 def pending(connection: Connection, thread: Thread) -> PendingApproval | None:
     """Return the approval request of the thread that has no answer."""
-    rows = _SINCE_SPOKEN.mappings(connection, {"thread_key": thread.key})
-    return pending_approval([message_of(row) for row in rows])
+    return take_steps(connection, find_pending(connection, thread))
+
+
+def find_pending(connection: Connection, thread: Thread) -> Steps[PendingApproval | None]:
+    """Do the same in steps."""
+    (rows,) = yield [(_SINCE_SPOKEN, {"thread_key": thread.key})]
+    return pending_approval([message_of(row) for row in _SINCE_SPOKEN.named(connection, rows)])
 
 
 def pending_after(
     connection: Connection, thread: Thread, context: ThreadContext | None
-) -> PendingApproval | None:
+) -> Steps[PendingApproval | None]:
     """Return the same; ``context`` is the present context of the thread, if it is known."""
     following = () if context is None else context.following
     # A summary may stand for the message with the calls, so that one is read.
     if any(one.role not in FOLLOWING for one in reversed(following)):
         return pending_approval(following)
-    return pending(connection, thread)
+    return (yield from find_pending(connection, thread))
 
 
 def answers(connection: Connection, thread: Thread, limit: int) -> list[Message]:

@@ -179,7 +179,7 @@ def blind_first_look(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         def once_blind(*arguments: Any) -> Any:
             looks.append(name)
-            return None if looks.count(name) == 1 else look(*arguments)
+            return () if looks.count(name) == 1 else look(*arguments)
 
         monkeypatch.setattr(admission, name, once_blind)
 
@@ -228,7 +228,7 @@ async def test_a_run_of_the_key_that_was_created_in_a_race_is_returned_instead_o
     def blind_once(*arguments: Any) -> Any:
         nonlocal looks
         looks += 1
-        return None if looks == 1 else known(*arguments)
+        return () if looks == 1 else known(*arguments)
 
     monkeypatch.setattr(admission, "_find_known", blind_once)
     again = await world.records.runs.create(OURS, a_run(world.thread), key, key.otids)
@@ -310,10 +310,10 @@ async def test_a_repeated_attempt_recognises_its_own_run_however_late_the_first_
         # It lands after the key was looked for and not found.
         find_known, looks = admission._find_known, 0
 
-        def miss_once(*arguments: Any) -> Run | None:
+        def miss_once(*arguments: Any) -> Any:
             nonlocal looks
             looks += 1
-            return None if looks == 1 else find_known(*arguments)
+            return () if looks == 1 else find_known(*arguments)
 
         monkeypatch.setattr(admission, "_find_known", miss_once)
     find_own, own_looks = admission._find_own, 0

@@ -23,7 +23,7 @@ from reattach.domain.messages import (
 )
 from reattach.records.database.columns import moment_of
 from reattach.records.database.damage import UNREADABLE, note_row
-from reattach.records.database.prepared import PreparedStatement, Row, Values
+from reattach.records.database.prepared import PreparedStatement, Row, Steps, Values, take_steps
 
 PIECE_ROWS: Final = 256
 """Rows that are read at once. A driver may decode them all before anything else can run."""
@@ -68,7 +68,12 @@ class PlacedMessages:
 
     def read(self, connection: Connection, values: Values) -> list[Placed]:
         """Return the messages in the order of the query."""
-        return self.decoded(connection, values, self.stored.rows(connection, values))
+        return take_steps(connection, self.reading(connection, values))
+
+    def reading(self, connection: Connection, values: Values) -> Steps[list[Placed]]:
+        """Do the same in steps."""
+        (rows,) = yield [(self.stored, values)]
+        return self.decoded(connection, values, rows)
 
     def decoded(
         self, connection: Connection, values: Values, rows: Sequence[Sequence[Any]]

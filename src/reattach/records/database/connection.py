@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
@@ -20,6 +20,9 @@ from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.waiting import Wait
 from typing_extensions import override
 
+from reattach.futures import settle
+from reattach.records.database.event_loop.socket_watch import SocketWatch
+from reattach.records.database.prepared import LeftToThreadError
 from reattach.sockets import unacknowledged_bytes
 
 if TYPE_CHECKING:
@@ -30,11 +33,14 @@ SILENCE_SECONDS: Final = 6.0
 lock gives up before that and says so; a silent one is gone, though the network may not show it."""
 
 
+LOOP_BYTES: Final = 64 * 1024
+"""The most bytes of statements sent together, or of their answer, in the event loop. To encode or
+decode more takes it longer than a visit to a thread."""
+
 PREPARED_MOST: Final = 200
 """Statements that a connection prepares. Each takes memory of the server until it is closed."""
 
-_LONGEST_WAIT_SECONDS: Final = 3600.0
-"""The longest wait of a listening connection for its socket, if it has no other bound."""
+_T = TypeVar("_T")
 
 Statement = tuple[str, Sequence[Any]]
 """A text with numbers for its parameters, and their values in order."""
@@ -57,6 +63,9 @@ class BoundedConnection(psycopg.Connection[Any]):
     ``ask`` and ``commit`` send all statements that wait and receive all answers in one round trip.
     The driver's cursors need several, each of which costs them twice as much. They can be used too:
     everything is executed in order.
+
+    A thread calls ``ask``, ``commit`` and ``rollback``. The event loop takes their steps as
+    generators (``asking``, ``committing``, ``rolling_back``), which a ``SocketWatch`` drives.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -76,6 +85,9 @@ class BoundedConnection(psycopg.Connection[Any]):
         self._names: dict[str, bytes] = {}
         """The names of prepared statements by their texts."""
         self._names_given = 0
+        self.is_in_loop = False
+        """Whether the event loop makes a transaction, in which nothing else may wait."""
+        self._watch: SocketWatch | None = None
 
     @classmethod
     def open(cls, session: str, **arguments: Any) -> Self:
@@ -87,6 +99,23 @@ class BoundedConnection(psycopg.Connection[Any]):
             connection.close()
             raise
         return connection
+
+    def watch(self) -> SocketWatch:
+        """Let the event loop watch the socket until ``unwatch``, and drive generators."""
+        if self._watch is None:
+            self._watch = SocketWatch(self)
+        return self._watch
+
+    def unwatch(self) -> None:
+        """Let threads use the connection. To be called in the event loop, between two uses."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.end()
+
+    @override
+    def close(self) -> None:
+        self.unwatch()
+        super().close()
 
     def begin_with(self, statement: str) -> None:
         """Begin a transaction, which the server learns together with its first statement."""
@@ -102,27 +131,39 @@ class BoundedConnection(psycopg.Connection[Any]):
 
         Each one sees the changes of those before it. Without ``begin_with`` they are committed.
         """
+        return self._wait_for(self.asking(*statements))
+
+    def asking(self, *statements: Statement) -> PQGen[list[Answer]]:
+        """Do the same, and yield when it must wait."""
         waiting, self._waiting = self._waiting, []
         self._send([*waiting, *statements])
-        results = self._receive()
+        results = yield from self._receiving()
         self.has_begun = True
-        return [self._answer(result) for result in results[len(results) - len(statements) :]]
+        answers = [self._answer(result) for result in results[len(results) - len(statements) :]]
+        if self.is_in_loop and sum(map(_size_bytes, answers)) > LOOP_BYTES:
+            raise LeftToThreadError
+        return answers
 
     @override
     def commit(self) -> None:
+        self._wait_for(self.committing())
+
+    def committing(self) -> PQGen[None]:
+        """Do the same as ``commit``, and yield when it must wait."""
         try:
-            self._commit()
+            yield from self._committing()
         except psycopg.Error:
-            if not self.closed:
-                self.rollback()  # SQLAlchemy takes a failed commit for the end of the transaction.
+            if not self.closed:  # SQLAlchemy takes a failed commit for the end of the transaction.
+                yield from self.rolling_back()
             raise
 
-    def _commit(self) -> None:
+    def _committing(self) -> PQGen[None]:
         if not self.has_begun and self._waiting:
             if len(self._waiting) == 1:  # The server knows nothing of the transaction.
                 self._waiting = []
                 return
-            self.ask()  # Once the server has begun, a lost connection cannot be replaced.
+            # Once the server has begun, a lost connection cannot be replaced.
+            yield from self.asking()
         if not self._waiting and self.pgconn.transaction_status == TransactionStatus.IDLE:
             return
         waiting, self._waiting = self._waiting, []
@@ -130,17 +171,40 @@ class BoundedConnection(psycopg.Connection[Any]):
         if self.commits_later and not self.pgconn.flush():
             return
         self.may_have_committed = True
-        self._receive(certain=len(waiting))
+        yield from self._receiving(certain=len(waiting))
         self.may_have_committed = False
 
     @override
     def rollback(self) -> None:
+        self._wait_for(self.rolling_back())
+
+    def rolling_back(self) -> PQGen[None]:
+        """Do the same as ``rollback``, and yield when it must wait."""
         self._waiting = []
         if self._unread_syncs:
-            self._receive()
+            yield from self._receiving()
         if self.pgconn.transaction_status != TransactionStatus.IDLE:
             # Not by the driver, which would also drop every prepared statement.
-            self.ask(("ROLLBACK", ()))
+            yield from self.asking(("ROLLBACK", ()))
+
+    def abandoning(self) -> PQGen[None]:
+        """Roll back, and close the connection if that fails."""
+        try:
+            if not self.closed:
+                yield from self.rolling_back()
+        except psycopg.Error:
+            self.close()
+
+    def _wait_for(self, waits: PQGen[_T]) -> _T:
+        """Drive the generator in the calling thread."""
+        self.require_thread()
+        result: _T = super().wait(self._bounded(waits))
+        return result
+
+    def require_thread(self) -> None:
+        """Raise LeftToThreadError in the event loop."""
+        if self.is_in_loop:
+            raise LeftToThreadError
 
     def _send(self, statements: Sequence[Statement]) -> None:
         """Write the statements, all of them or none."""
@@ -150,6 +214,8 @@ class BoundedConnection(psycopg.Connection[Any]):
             adapter.dump_sequence(values, [PyFormat.TEXT] * len(values)) if values else None
             for _, values in statements
         ]
+        if self.is_in_loop and sum(map(_bound_bytes, bound)) > LOOP_BYTES:
+            raise LeftToThreadError
         try:
             if not self._unread_syncs:
                 pgconn.enter_pipeline_mode()
@@ -175,14 +241,14 @@ class BoundedConnection(psycopg.Connection[Any]):
         self._unread.append((sql, name))
         return name
 
-    def _receive(self, *, certain: int = 0) -> "list[PGresult]":
+    def _receiving(self, *, certain: int = 0) -> "PQGen[list[PGresult]]":
         """Return the results of all executions without an answer, in order.
 
-        Raises the first error. ``may_have_committed`` is set to False if that is the error of one
-        of the ``certain`` first executions.
+        Yields when it must wait. Raises the first error. ``may_have_committed`` is set to False if
+        that is the error of one of the ``certain`` first executions.
         """
         try:
-            results = super().wait(self._bounded(self._results()))
+            results = yield from self._results()
             self.pgconn.exit_pipeline_mode()
         except BaseException:
             self.close()
@@ -204,15 +270,8 @@ class BoundedConnection(psycopg.Connection[Any]):
         """Receive everything that the server answers to what was sent."""
         pgconn = self.pgconn
         results: list[PGresult] = []
-        while self._unread_syncs:
-            unsent = pgconn.flush()
-            if not (yield Wait.RW if unsent else Wait.R):
-                continue
-            try:
-                pgconn.consume_input()
-            except psycopg.OperationalError:
-                _raise_first(results)  # The server may have said why it hangs up.
-                raise
+        while True:
+            # Between two uses, the event loop may have taken some of them from the socket.
             while self._unread_syncs and not pgconn.is_busy():
                 result = pgconn.get_result()
                 if result is None:  # The end of the results of one message.
@@ -222,9 +281,21 @@ class BoundedConnection(psycopg.Connection[Any]):
                     self._unread_syncs -= 1
                 else:
                     results.append(result)
+            if not self._unread_syncs:
+                break
+            unsent = pgconn.flush()
+            if not (yield Wait.RW if unsent else Wait.R):
+                continue
+            try:
+                pgconn.consume_input()
+            except psycopg.OperationalError:
+                _raise_first(results)  # The server may have said why it hangs up.
+                raise
         return results
 
     def _answer(self, result: "PGresult") -> Answer:
+        if not result.ntuples:  # The adapter would look a loader up for each column.
+            return Answer([], result.command_tuples or 0)
         adapter = self._adapter
         adapter.set_pgresult(result)
         return Answer(adapter.load_rows(0, result.ntuples, list), result.command_tuples or 0)
@@ -235,10 +306,11 @@ class BoundedConnection(psycopg.Connection[Any]):
 
     @override
     def wait(self, gen: PQGen[Any], *args: Any, **rest: Any) -> Any:
+        self.require_thread()
         if self._waiting:
             self.ask()
         elif self._unread_syncs:
-            self._receive()
+            self._wait_for(self._receiving())
         return super().wait(self._bounded(gen), *args, **rest)
 
     def _bounded(self, gen: PQGen[Any]) -> PQGen[Any]:
@@ -251,21 +323,40 @@ class BoundedConnection(psycopg.Connection[Any]):
                 # The driver sends "not ready" several times a second.
                 ready = yield wanted
                 # A slow network may still be taking bytes that were written long ago.
-                before, unsent = unsent, 0 if ready else self._unsent_bytes()
+                before, unsent = unsent, 0 if ready else self.unsent_bytes()
                 if ready or unsent != before:
                     moved_at = time.monotonic()
-                elif time.monotonic() - moved_at >= SILENCE_SECONDS:
-                    _hang_up(self)
+                else:
+                    self.hang_up_after(time.monotonic() - moved_at)
                 wanted = gen.send(ready)
         except StopIteration as end:
             return end.value
 
-    def _unsent_bytes(self) -> int:
+    def hang_up_after(self, silent_seconds: float) -> None:
+        """Hang up if the server has been silent for too long."""
+        if silent_seconds >= SILENCE_SECONDS:
+            _hang_up(self)
+
+    def unsent_bytes(self) -> int:
+        """Return the bytes that the network has not taken yet."""
         return 0 if self.closed else unacknowledged_bytes(self.fileno())
 
 
 class ListeningConnection(psycopg.AsyncConnection[Any]):
-    """A connection that waits for notifications."""
+    """A connection that waits for notifications.
+
+    The event loop watches its socket meanwhile. The driver would watch it anew for each one.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._payloads: list[str] = []
+        self._woken: asyncio.Future[None] | None = None
+        self._failure: psycopg.Error | None = None
+        self._watched: int | None = None
+        """The descriptor of the socket while the event loop watches it."""
+        # Some come with the answer to a statement.
+        self.add_notify_handler(lambda notification: self._payloads.append(notification.payload))
 
     @classmethod
     async def open(cls, session: str, **arguments: Any) -> Self:
@@ -292,24 +383,69 @@ class ListeningConnection(psycopg.AsyncConnection[Any]):
             raise
         return connection
 
+    async def payloads(self, within_seconds: float) -> list[str]:
+        """Return the payloads that have come, once there are any; none after ``within_seconds``.
+
+        Raises OperationalError when the connection is lost.
+        """
+        loop = asyncio.get_running_loop()
+        self._watch()
+        if not self._payloads and self._failure is None:
+            self._woken = loop.create_future()
+            timer = loop.call_later(within_seconds, settle, self._woken, None, None)
+            try:
+                await self._woken
+            finally:
+                timer.cancel()
+        payloads, self._payloads = self._payloads, []
+        if self._failure is not None and not payloads:
+            raise self._failure
+        return payloads
+
+    def _watch(self) -> None:
+        if self._watched is None and self._failure is None:
+            self._watched = self.fileno()
+            asyncio.get_running_loop().add_reader(self._watched, self._note_readable)
+
+    def _unwatch(self) -> None:
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            asyncio.get_running_loop().remove_reader(watched)
+
+    def _note_readable(self) -> None:
+        try:
+            self.pgconn.consume_input()
+        except psycopg.OperationalError as error:
+            self._failure = error
+            self._unwatch()
+        while (notification := self.pgconn.notifies()) is not None:
+            self._payloads.append(notification.extra.decode())
+        if self._woken is not None and (self._payloads or self._failure):
+            settle(self._woken, None, None)
+
     @override
-    async def wait(
-        self,
-        gen: PQGen[Any],
-        interval: float = _LONGEST_WAIT_SECONDS,
-        timeout: float | None = None,
-    ) -> Any:
-        """Wait for the socket alone: the driver would look ten times a second for a Ctrl-C."""
-        return await super().wait(gen, interval, timeout)
+    async def close(self) -> None:
+        self._unwatch()
+        await super().close()
 
     async def ask(self, statement: str) -> None:
         """Execute a short statement; raises OperationalError when the server is silent."""
+        self._unwatch()  # The driver watches the socket too.
         loop = asyncio.get_running_loop()
         alarm = loop.call_later(SILENCE_SECONDS, _hang_up, self)
         try:
             await self.execute(statement)
         finally:
             alarm.cancel()
+
+
+def _bound_bytes(values: Sequence[Any] | None) -> int:
+    return sum(map(len, filter(None, values or ())))
+
+
+def _size_bytes(answer: Answer) -> int:
+    """Return the size of the texts of an answer, which are still to be decoded."""
+    return sum(len(value) for row in answer.rows for value in row if type(value) is str)
 
 
 def _raise_first(results: "Sequence[PGresult]") -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 from sqlalchemy import URL, Connection, Executable, RowMapping
@@ -18,9 +19,16 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from reattach.domain.errors import ReattachError, StoreUnavailableError
 from reattach.meters.meters import StoreMeter
 from reattach.records.database import migrations, postgresql, sqlite
-from reattach.records.database.prepared import PreparedStatement, driver_of
+from reattach.records.database.failure import translate_failures
+from reattach.records.database.prepared import (
+    PreparedStatement,
+    Steps,
+    Values,
+    driver_of,
+    take_steps,
+)
 from reattach.records.database.sqlite import Durability
-from reattach.records.database.transactions import Grouped, Transactions, translate_failures
+from reattach.records.database.transactions import Grouped, Transactions
 from reattach.records.database.url import Backend, address_of, backend_of
 from reattach.slow_disk import SlowDisk
 
@@ -41,8 +49,8 @@ class Database:
     """Transactions on the database of the records.
 
     A transaction is one function over a synchronous connection. It is called in a thread, and must
-    not touch anything that belongs to the event loop. Short ones are called in the event loop on
-    SQLite, and in a thread after all if they would have to wait. A write is called again if
+    not touch anything that belongs to the event loop. Short ones are made in the event loop, and in
+    a thread after all if they would have to wait there. A write is called again if
     PostgreSQL ended it, and undid all of it, because of a deadlock with another one. Every function
     is called again if its first statement finds that the connection to PostgreSQL was lost since
     the last transaction.
@@ -161,42 +169,41 @@ class Database:
 
     async def in_short_write(
         self,
-        work: Callable[Concatenate[Connection, _P], _T],
+        work: Callable[Concatenate[Connection, _P], Steps[_T]],
         *args: _P.args,
         **kwargs: _P.kwargs,
     ) -> _T:
-        """Run ``work`` as ``in_write`` does; on SQLite in the event loop if that need not wait.
+        """Run ``work`` as ``in_write`` does, in the event loop if that is possible.
 
         For prepared statements that change a few rows by their keys, and that change nothing of
         agents, conversations and blocks but facts about runs: see ``Addressees``. ``work`` may be
         called twice.
         """
 
-        def call(connection: Connection) -> _T:
+        def begin(connection: Connection) -> Steps[_T]:
             return work(connection, *args, **kwargs)
 
-        made = self._write_at_once(call)
+        made = self._write_at_once(lambda connection: take_steps(connection, begin(connection)))
         if made is not None:
             return made[0]
         return await repeat_lost_races(
-            lambda: self._measured("write", self.writes.run_short(call)), StoreUnavailableError
+            lambda: self._measured("write", self.writes.run_short(begin)), StoreUnavailableError
         )
 
-    async def in_single_write(
-        self,
-        statement: Callable[Concatenate[Connection, _P], _T],
-        *args: _P.args,
-        **kwargs: _P.kwargs,
-    ) -> _T:
-        """Execute one prepared statement as ``in_short_write`` does."""
+    async def in_single_write(self, statement: PreparedStatement, values: Values) -> int:
+        """Execute one prepared statement as ``in_short_write`` does.
 
-        def execute(connection: Connection) -> _T:
-            return statement(connection, *args, **kwargs)
+        Returns the number of changed rows.
+        """
+
+        def execute(connection: Connection) -> int:
+            return statement.run(connection, values)
 
         made = self._write_at_once(execute)
         if made is not None:
             return made[0]
-        return await self._measured("write", self.writes.run_alone(execute))
+        waits = partial(statement.executed, values=values)
+        return await self._measured("write", self.writes.run_alone(execute, waits))
 
     def _write_at_once(self, work: Callable[[Connection], _T]) -> tuple[_T] | None:
         began = time.monotonic()
@@ -264,20 +271,24 @@ class Database:
 
     async def in_short_read(
         self,
-        work: Callable[Concatenate[Connection, _P], _T],
+        work: Callable[Concatenate[Connection, _P], Steps[_T]],
         *args: _P.args,
         **kwargs: _P.kwargs,
     ) -> _T:
-        """Run ``work`` as ``in_read`` does; on SQLite in the event loop, without a visit.
+        """Run ``work`` as ``in_read`` does, in the event loop if that is possible.
 
-        For prepared statements that find a few rows by their keys. With a write-ahead log a reader
-        waits for no writer. Values that are too large for the loop are read in a thread after all.
-        ``work`` may be called twice.
+        For prepared statements that find a few rows by their keys. With the write-ahead log of
+        SQLite a reader waits for no writer. Values that are too large for the loop are read in a
+        thread after all. ``work`` may be called twice.
         """
-        found = self._read_at_once(
-            lambda connection: _read_in_loop(connection, work, *args, **kwargs)
-        )
-        return await self.in_read(work, *args, **kwargs) if found is None else found[0]
+
+        def begin(connection: Connection) -> Steps[_T]:
+            return work(connection, *args, **kwargs)
+
+        found = self._read_at_once(lambda connection: _read_in_loop(connection, begin))
+        if found is not None:
+            return found[0]
+        return await self._measured("read", self.reads.run_short(begin, work))
 
     def _read_at_once(self, read: Callable[[Connection], _T]) -> tuple[_T] | None:
         """Return the result of ``read`` in the event loop; None if only a thread can read it."""
@@ -299,7 +310,10 @@ class Database:
         rows = self.run_at_once(statement, values)
         if rows is not None:
             return rows
-        read = self.reads.run_alone(lambda connection: statement.rows(connection, values))
+        read = self.reads.run_alone(
+            lambda connection: statement.rows(connection, values),
+            partial(statement.asking, values=values),
+        )
         return await self._measured("read", read)
 
     def run_at_once(
@@ -383,16 +397,11 @@ def _check_server(connection: Connection) -> str | None:
     return migrations.revision(connection)
 
 
-def _read_in_loop(
-    connection: Connection,
-    work: Callable[Concatenate[Connection, _P], _T],
-    *args: _P.args,
-    **kwargs: _P.kwargs,
-) -> _T:
+def _read_in_loop(connection: Connection, begin: Callable[[Connection], Steps[_T]]) -> _T:
     driver = driver_of(connection)
     driver.execute("BEGIN")
     try:
-        return work(connection, *args, **kwargs)
+        return take_steps(connection, begin(connection))
     finally:
         driver.execute("COMMIT")
 

@@ -1,14 +1,23 @@
-"""Why the database of the records cannot be used, for the operator and not for clients."""
+"""Failures of the database: as errors for clients, and their reasons for the operator."""
 
 import re
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from reattach.domain.errors import StartupError, StoreUnavailableError
+from reattach.domain.errors import (
+    ConflictError,
+    InvalidArgumentError,
+    StartupError,
+    StoreUnavailableError,
+)
+from reattach.domain.errors.stores import CommitUnknownError
+from reattach.records.database.columns import UnstorableError
 from reattach.redact import redact_url
 
 _ADDRESS: Final = "Check the address in REATTACH_DATABASE_URL and that the server is running."
@@ -80,3 +89,49 @@ def _first_line(text: str) -> str:
     if not fatal and len(lines) > 1 and lines[0].startswith("Multiple connection attempts"):
         lines = [line for line in lines if line.startswith("- ")] or lines
     return lines[0].strip().rstrip(".") if lines else ""
+
+
+@contextmanager
+def translate_failures() -> Iterator[None]:
+    """Raise the errors of the database as errors of the domain, with the SQL in their cause."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise ConflictError(
+            "The stored data changed in the meantime and now conflicts with this request. "
+            "Read it again and repeat the request."
+        ) from error
+    except (UnstorableError, UnicodeEncodeError, OverflowError, DataError) as error:
+        raise _unstorable() from error
+    except (DBAPIError, PoolTimeoutError, TimeoutError, sqlite3.Error) as error:
+        raise StoreUnavailableError(
+            "The database of the records cannot be read or written at present. Try again; if it "
+            "persists, check the server's log and the space and permissions of the database."
+        ) from error
+    except StatementError as error:
+        if not isinstance(error.orig, ValueError | OverflowError):
+            raise
+        raise _unstorable() from error
+
+
+@contextmanager
+def translate_commit_failures(driver: Any) -> Iterator[None]:
+    """Raise the failure of a commit over a network as CommitUnknownError, unless it is certain."""
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except (DBAPIError, TimeoutError) as error:
+        if not driver.may_have_committed:
+            raise
+        raise CommitUnknownError(
+            "The database did not confirm a change in time, so it may have been made. "
+            "Send the same request again, with its OTIDs; if it persists, check the database."
+        ) from error
+
+
+def _unstorable() -> InvalidArgumentError:
+    return InvalidArgumentError(
+        "A value cannot be stored: text must be valid Unicode without U+0000, and numbers must be "
+        "finite and fit in 64 bits."
+    )

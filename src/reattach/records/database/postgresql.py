@@ -99,7 +99,9 @@ def reads(address: URL) -> Transactions:
     They hold no locks, so they may be idle for as long as a slow network takes for an answer.
     """
     idle = f"SET idle_in_transaction_session_timeout = {int(STATEMENT_SECONDS * 1000)}"
-    session = f"{_SESSION};{idle};SET default_transaction_read_only = on"
+    # Several statements that are sent together are a transaction even without BEGIN.
+    isolation = "SET default_transaction_isolation = 'repeatable read'"
+    session = f"{_SESSION};{idle};{isolation};SET default_transaction_read_only = on"
     begin = "BEGIN ISOLATION LEVEL REPEATABLE READ"
     return _transactions(address, READERS, begin, session, read_only=True)
 
@@ -132,9 +134,11 @@ def _transactions(
 
     @event.listens_for(engine, "begin")
     def start(connection: Connection) -> None:
-        driver_of(connection).begin_with(begin)
+        driver = driver_of(connection)
+        driver.require_thread()
+        driver.begin_with(begin)
 
-    return Transactions(engine, connections=connections, wait_seconds=WAIT_SECONDS, is_remote=True)
+    return Transactions(engine, connections=connections, wait_seconds=WAIT_SECONDS, begin=begin)
 
 
 def _engine(address: URL, **options: Any) -> Engine:
@@ -223,11 +227,11 @@ class _Listener:
                     yield None
                 continue
             try:
-                received = self._connection.notifies(timeout=LISTEN_CHECK_SECONDS)
-                async with aclosing(received) as received:
-                    async for notification in received:
-                        yield notification.payload
-                await self._connection.ask("")
+                received = await self._connection.payloads(LISTEN_CHECK_SECONDS)
+                for payload in received:
+                    yield payload
+                if not received:
+                    await self._connection.ask("")
             except (psycopg.Error, OSError) as error:
                 self._report(error)
                 await self.aclose()

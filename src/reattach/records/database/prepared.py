@@ -5,13 +5,15 @@ several times as much as SQLite needs to find a row by its key: see docs/decisio
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cache, lru_cache
 from importlib import import_module
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from sqlalchemy import Connection, Delete, Dialect, Insert, Select, Table, Update, bindparam, insert
 from sqlalchemy.exc import DBAPIError
+
+_T = TypeVar("_T")
 
 _Statement = Select[Any] | Insert | Update | Delete
 _Convert = Callable[[Any], Any]
@@ -47,6 +49,12 @@ class PreparedStatement:
         """Return all rows, each with its values in the order of the columns."""
         return ask(connection, (self, values))[0]
 
+    def asking(
+        self, connection: Connection, values: Values
+    ) -> Generator[Any, Any, list[list[Any]]]:
+        """Return all rows as ``rows`` does on PostgreSQL, and yield when the connection waits."""
+        return (yield from asking(connection, (self, values)))[0]
+
     def mappings(self, connection: Connection, values: Values) -> list[dict[str, Any]]:
         """Return all rows, each with its values by the names of the columns."""
         return self.named(connection, self.rows(connection, values))
@@ -65,6 +73,16 @@ class PreparedStatement:
         """Return the first value of the first row; None if there is no row."""
         rows = self.rows(connection, values)
         return rows[0][0] if rows else None
+
+    def executed(self, connection: Connection, values: Values) -> Generator[Any, Any, int]:
+        """Execute it as ``run`` does on PostgreSQL, and yield when the connection waits."""
+        compiled = self.compiled_for(connection)
+        bound, driver = compiled.bound(values), driver_of(connection)
+        try:
+            (answer,) = yield from driver.asking((compiled.sql, bound))
+        except connection.dialect.loaded_dbapi.Error as error:
+            raise _wrapped(connection, compiled.sql, error) from error
+        return cast("int", answer.changed)
 
     def run(self, connection: Connection, values: Values) -> int:
         """Execute a statement that returns no rows, and return the number of changed ones."""
@@ -92,6 +110,42 @@ Query = tuple[PreparedStatement, Values]
 """A statement with the values of its parameters."""
 
 
+Steps = Generator[Sequence[Query], list[list[list[Any]]], _T]
+"""A transaction that yields statements, and gets the rows of each as ``ask`` returns them.
+
+In between it may defer changes (``Changes``), and execute more statements by itself. On PostgreSQL
+a thread repeats it then, because the event loop cannot wait.
+"""
+
+
+class LeftToThreadError(Exception):
+    """The event loop cannot go on with a transaction. It rolls it back, and a thread repeats it."""
+
+
+def take_steps(connection: Connection, steps: Steps[_T]) -> _T:
+    """Execute the statements of a transaction in the calling thread, and return its result."""
+    try:
+        asked = next(steps)
+        while True:
+            asked = steps.send(ask(connection, *asked))
+    except StopIteration as end:
+        return cast("_T", end.value)
+    finally:
+        steps.close()
+
+
+def steps_taken(connection: Connection, steps: Steps[_T]) -> Generator[Any, Any, _T]:
+    """Do the same on PostgreSQL, and yield when the connection must wait."""
+    try:
+        asked = next(steps)
+        while True:
+            asked = steps.send((yield from asking(connection, *asked)))
+    except StopIteration as end:
+        return cast("_T", end.value)
+    finally:
+        steps.close()
+
+
 def ask(connection: Connection, *asked: Query) -> list[list[list[Any]]]:
     """Execute statements in order and return the rows of each, as ``PreparedStatement.rows`` does.
 
@@ -108,6 +162,20 @@ def ask(connection: Connection, *asked: Query) -> list[list[list[Any]]]:
     except connection.dialect.loaded_dbapi.Error as error:
         raise _wrapped(connection, statements[0][0], error) from error
     return [compiled.converted(one) for (compiled, _), one in zip(found, rows, strict=True)]
+
+
+def asking(connection: Connection, *asked: Query) -> Generator[Any, Any, list[list[list[Any]]]]:
+    """Do the same on PostgreSQL, and yield when the connection must wait."""
+    found = [(one.compiled_for(connection), values) for one, values in asked]
+    statements = [(compiled.sql, compiled.bound(values)) for compiled, values in found]
+    try:
+        answers = yield from driver_of(connection).asking(*statements)
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise _wrapped(connection, statements[0][0], error) from error
+    return [
+        compiled.converted(answer.rows)
+        for (compiled, _), answer in zip(found, answers, strict=True)
+    ]
 
 
 @cache
@@ -258,6 +326,14 @@ class _Compiled:
         for place, name, convert in self._given:
             bound[place] = values[name] if convert is None else convert(values[name])
         return bound
+
+
+def committing(connection: Connection) -> Generator[Any, Any, None]:
+    """Commit on PostgreSQL, and yield when the connection must wait."""
+    try:
+        yield from driver_of(connection).committing()
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise _wrapped(connection, "COMMIT", error) from error
 
 
 def _wrapped(connection: Connection, sql: str, error: Exception) -> BaseException:

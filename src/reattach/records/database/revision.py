@@ -9,7 +9,8 @@ from sqlalchemy import URL
 
 from reattach.domain.errors import StartupError
 from reattach.records.database import migrations, postgresql, sqlite
-from reattach.records.database.transactions import Transactions, translate_failures
+from reattach.records.database.failure import translate_failures
+from reattach.records.database.transactions import Transactions
 from reattach.records.database.url import address_of, backend_of
 
 UPGRADE: Final = "reattach db upgrade"

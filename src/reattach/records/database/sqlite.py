@@ -2,7 +2,7 @@
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, Literal, TypeVar
@@ -15,8 +15,8 @@ from typing_extensions import override
 
 from reattach.domain.errors import ReattachError
 from reattach.records.database.columns import to_json
+from reattach.records.database.prepared import Steps, driver_of, take_steps
 from reattach.records.database.prepared import begin as begin_with
-from reattach.records.database.prepared import driver_of
 from reattach.records.database.sqlite_wal import CHECKPOINT_PAGES, Wal, WalIndex
 from reattach.records.database.transactions import Transactions
 from reattach.slow_disk import SlowDisk
@@ -63,7 +63,7 @@ def reads(url: URL, durability: Durability) -> Transactions:
     """Return transactions that each see one state and wait for no writer."""
     engine = _engine(url, pool_size=READERS, max_overflow=0)
     _set_up(engine, _pragmas(durability, query_only=True), "BEGIN")
-    return Transactions(engine, connections=READERS, wait_seconds=WAIT_SECONDS, is_remote=False)
+    return Transactions(engine, connections=READERS, wait_seconds=WAIT_SECONDS)
 
 
 class AtOnce:
@@ -129,7 +129,7 @@ class Writes(Transactions):
     def __init__(self, url: URL, durability: Durability) -> None:
         engine = _engine(url, pool_size=1, max_overflow=0)
         _set_up(engine, _pragmas(durability, query_only=False), "BEGIN IMMEDIATE")
-        super().__init__(engine, connections=1, wait_seconds=WAIT_SECONDS, is_remote=False)
+        super().__init__(engine, connections=1, wait_seconds=WAIT_SECONDS)
         self._wal = Wal(url.database or "", self.lend)
         self._wal_index = WalIndex(url.database or "")
         # With ``power``, each commit waits for the disk.
@@ -155,12 +155,21 @@ class Writes(Transactions):
         return self._at_once.attempt(work)
 
     @override
-    async def run_short(self, work: Callable[[Connection], _T]) -> _T:
-        return await self.visit(partial(self._transact_short, work))
+    async def run_short(
+        self, work: Callable[[Connection], Steps[_T]], read: object | None = None
+    ) -> _T:
+        def call(connection: Connection) -> _T:
+            return take_steps(connection, work(connection))
+
+        return await self.visit(partial(self._transact_short, call))
 
     @override
-    async def run_alone(self, statement: Callable[[Connection], _T]) -> _T:
-        return await self.run_short(statement)
+    async def run_alone(
+        self,
+        statement: Callable[[Connection], _T],
+        waits: Callable[[Connection], Generator[Any, Any, _T]],
+    ) -> _T:
+        return await self.visit(partial(self._transact_short, statement))
 
     def _transact_short(self, work: Callable[[Connection], _T]) -> _T:
         has_changed = False

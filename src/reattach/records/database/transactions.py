@@ -5,27 +5,33 @@ one visit, whatever the number of its statements. Work that comes at once may sh
 """
 
 import asyncio
-import sqlite3
-import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import DBAPIError
 
-from reattach.domain.errors import ConflictError, InvalidArgumentError, StoreUnavailableError
-from reattach.domain.errors.stores import CommitUnknownError
-from reattach.futures import settle
-from reattach.records.database.columns import UnstorableError
-from reattach.records.database.prepared import driver_of
+from reattach.domain.errors import StoreUnavailableError
+from reattach.records.database.event_loop.threads import Threads
+from reattach.records.database.failure import translate_commit_failures, translate_failures
+from reattach.records.database.prepared import (
+    LeftToThreadError,
+    Steps,
+    asking,
+    committing,
+    driver_of,
+    steps_taken,
+    take_steps,
+)
 
 _T = TypeVar("_T")
+
+_LONG_READS: Final = 100
+"""How many reads by a function are expected to take more than one step, after one that did."""
 
 GROUP_MOST: Final = 100
 """Pieces of work in one transaction."""
@@ -34,71 +40,41 @@ PATIENCE_SECONDS: Final = 0.1
 """How long work waits for the transaction before it, which may be waiting for a lock."""
 
 
-_Job = tuple[Callable[[], Any], "asyncio.Future[Any]"]
+class Transactions:
+    """Transactions of one kind over a pool of connections, with a thread for each connection.
 
-
-class _Threads:
-    """As many threads as there were ever calls at once. For one event loop.
-
-    asyncio's executors spend more on handing a call over than SQLite on a short transaction.
+    Over a network, short ones are made in the event loop, which waits for the answers of the server
+    while it does other things: see docs/decisions/0029.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name: Final = name
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
-        self._running = 0
-
-    def call(self, work: Callable[[], _T]) -> "asyncio.Future[_T]":
-        """Call ``work`` in a thread; the future gets its result, or its exception."""
-        future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(self._note_end)
-        self._running += 1
-        if self._running > len(self._threads):
-            thread = threading.Thread(
-                target=self._run, name=f"{self._name}-{len(self._threads)}", daemon=True
-            )
-            self._threads.append(thread)
-            thread.start()
-        self._jobs.put((work, future))
-        return future
-
-    def join(self) -> None:
-        """Wait until every call has ended. There must be no further one."""
-        for _ in self._threads:
-            self._jobs.put(None)
-        for thread in self._threads:
-            thread.join()
-
-    def _note_end(self, _: "asyncio.Future[Any]") -> None:
-        self._running -= 1
-
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            work, future = job
-            try:
-                result, error = work(), None
-            except BaseException as raised:  # noqa: BLE001  the caller raises it
-                result, error = None, raised
-            with suppress(RuntimeError):  # The loop is closed.
-                future.get_loop().call_soon_threadsafe(settle, future, result, error)
-            del work, future, job, result, error  # The next wait may be long.
-
-
-class Transactions:
-    """Transactions of one kind over a pool of connections, with a thread for each connection."""
-
     def __init__(
-        self, engine: Engine, *, connections: int, wait_seconds: float, is_remote: bool
+        self,
+        engine: Engine,
+        *,
+        connections: int,
+        wait_seconds: float,
+        begin: str | None = None,
     ) -> None:
-        """``wait_seconds`` bounds the wait for a connection; ``is_remote`` means over a network."""
+        """``wait_seconds`` bounds the wait for a connection.
+
+        ``begin`` is the statement with which the event loop begins a transaction over a network.
+        """
         self.engine = engine
         self._permits = asyncio.Semaphore(connections)
-        self._threads = _Threads("reattach-records")
+        self._threads = Threads("reattach-records")
         self._idle: list[Connection] = []
         """Connections between two transactions. The pool of the engine would spend more on each."""
+        self._watched: list[Connection] = []
+        """Those of them that the event loop watches, which threads must not use."""
+        self._in_loop = 0
+        """The number of transactions that are being made in the event loop."""
+        self._none_in_loop = asyncio.Event()
+        self._none_in_loop.set()
+        self._long_reads: dict[object, int] = {}
+        """How many of the next reads by these functions are expected to take more than one step."""
         self._wait_seconds = wait_seconds
-        self._is_remote = is_remote
+        self._begin = begin
+        self._is_remote = begin is not None
         self.is_closing = False
 
     async def run(self, work: Callable[[Connection], _T]) -> _T:
@@ -109,6 +85,29 @@ class Transactions:
         """
         return await self.visit(partial(self.transact, work))
 
+    async def run_short(
+        self, work: Callable[[Connection], Steps[_T]], read: object | None = None
+    ) -> _T:
+        """Run a transaction as ``run`` does; over a network in the event loop if that is possible.
+
+        ``work`` may be called twice. ``read`` stands for all transactions that only read by the
+        same function.
+        """
+
+        def call(connection: Connection) -> _T:
+            return take_steps(connection, work(connection))
+
+        if not self._is_remote:
+            return await self.run(call)
+        waits = partial(self._short, work=work)
+        if read is not None:
+            expected = self._long_reads.get(read, 0)
+            if expected:
+                self._long_reads[read] = expected - 1
+            else:
+                waits = partial(self._one_step, work=work, read=read)
+        return await self._visit(partial(self.transact, call), waits)
+
     def try_at_once(self, work: Callable[[Connection], _T]) -> tuple[_T] | None:  # noqa: ARG002
         """Run a short transaction in the calling thread and return its result.
 
@@ -116,12 +115,16 @@ class Transactions:
         """
         return None
 
-    async def run_short(self, work: Callable[[Connection], _T]) -> _T:
-        """Run a short transaction as ``run`` does."""
-        return await self.run(work)
-
     async def visit(self, work: Callable[[], _T]) -> _T:
         """Call ``work`` in a thread that owns one of the connections meanwhile."""
+        return await self._visit(work)
+
+    async def _visit(
+        self,
+        work: Callable[[], _T],
+        waits: Callable[[Connection], Generator[Any, Any, _T]] | None = None,
+    ) -> _T:
+        """Let the event loop drive ``waits`` if it can, or else a thread call ``work``."""
         with translate_failures():
             if self._permits.locked():
                 async with asyncio.timeout(self._wait_seconds):
@@ -131,9 +134,117 @@ class Transactions:
             try:
                 if self.is_closing:
                     raise StoreUnavailableError("The server is closing. Try again in a moment.")
+                made = None if waits is None else await self._drive(waits)
+                if made is not None:
+                    return made[0]
+                self._unwatch_one()
                 return await _finish(self._threads.call(work))
             finally:
                 self._permits.release()
+
+    async def _drive(
+        self, waits: Callable[[Connection], Generator[Any, Any, _T]]
+    ) -> tuple[_T] | None:
+        """Return the result of ``waits`` in the event loop; None if a thread has to do the same.
+
+        Either nothing was changed then, or it is safe to repeat it.
+        """
+        connection = self._take_watched()
+        if connection is None:
+            return None
+        driver = driver_of(connection)
+        watch, steps = driver.watch(), waits(connection)
+        self._in_loop += 1
+        self._none_in_loop.clear()
+        on_end = partial(self._put_back, connection, driver)
+        ended: asyncio.Future[_T] = watch.drive(steps, on_end)
+        try:
+            # No shield, which would cost another tick.
+            return (await ended,)
+        except asyncio.CancelledError:
+            if not ended.cancelled():
+                ended.exception()  # Retrieved, so that asyncio does not log it.
+            await _end_of(watch, steps)
+            raise
+        except LeftToThreadError:
+            return None
+        except DBAPIError as error:
+            if not error.connection_invalidated or driver.has_begun:
+                raise
+            return None
+
+    def _put_back(self, connection: Connection, driver: Any) -> None:
+        self._in_loop -= 1
+        if not self._in_loop:
+            self._none_in_loop.set()
+        if driver.closed:
+            connection.invalidate()
+            connection.close()
+        else:
+            self._watched.append(connection)
+
+    def _take_watched(self) -> Connection | None:
+        """Return a connection for the event loop; None if threads need all that there are."""
+        if self._watched:
+            return self._watched.pop()
+        return self._idle.pop() if len(self._idle) > self._threads.running else None
+
+    def _unwatch_one(self) -> None:
+        """Leave a connection to the thread that is about to be called, if there is one.
+
+        Otherwise it would make one beyond the limit of the pool.
+        """
+        if self._watched and len(self._idle) <= self._threads.running:
+            connection = self._watched.pop()
+            driver_of(connection).unwatch()
+            self._idle.append(connection)
+
+    def _short(
+        self, connection: Connection, work: Callable[[Connection], Steps[_T]]
+    ) -> Generator[Any, Any, _T]:
+        """Make a transaction over a network as ``transact`` does, and yield when it must wait."""
+        driver = driver_of(connection)
+        driver.begin_with(self._begin)
+        return self._committed(connection, work)
+
+    def _one_step(
+        self, connection: Connection, work: Callable[[Connection], Steps[_T]], read: object
+    ) -> Generator[Any, Any, _T]:
+        """Make a transaction of one step, for which the server needs no BEGIN and COMMIT.
+
+        One that takes more is begun anew, because all of its steps must see one state.
+        """
+        driver_of(connection).has_begun = False
+        steps = work(connection)
+        try:
+            steps.send((yield from asking(connection, *next(steps))))
+        except StopIteration as end:
+            return cast("_T", end.value)
+        finally:
+            steps.close()
+        self._long_reads[read] = _LONG_READS
+        return (yield from self._short(connection, work))
+
+    def _committed(
+        self, connection: Connection, work: Callable[[Connection], Steps[_T]]
+    ) -> Generator[Any, Any, _T]:
+        driver = driver_of(connection)
+        try:
+            result = yield from steps_taken(connection, work(connection))
+            with translate_commit_failures(driver):
+                yield from committing(connection)
+        except Exception:
+            yield from driver.abandoning()
+            raise
+        return result
+
+    @staticmethod
+    def _alone(
+        connection: Connection, waits: Callable[[Connection], Generator[Any, Any, _T]]
+    ) -> Generator[Any, Any, _T]:
+        driver = driver_of(connection)
+        driver.has_begun = False
+        return waits(connection)
 
     def transact(self, work: Callable[[Connection], _T]) -> _T:
         """Run a transaction in the calling thread and return its result.
@@ -160,13 +271,20 @@ class Transactions:
                     raise
         return self._use(self.engine.connect(), committed)
 
-    async def run_alone(self, statement: Callable[[Connection], _T]) -> _T:
-        """Execute one statement as ``run`` does; it may be executed twice.
+    async def run_alone(
+        self,
+        statement: Callable[[Connection], _T],
+        waits: Callable[[Connection], Generator[Any, Any, _T]],
+    ) -> _T:
+        """Execute one statement as ``run_short`` does; it may be executed twice.
 
         A remote database commits it by itself, which saves the round trips of BEGIN and COMMIT.
+        There, ``waits`` executes it in the event loop.
         """
-        transact = self._execute if self._is_remote else self.transact
-        return await self.visit(partial(transact, statement))
+        if self._is_remote:
+            alone = partial(self._alone, waits=waits)
+            return await self._visit(partial(self._execute, statement), alone)
+        return await self.visit(partial(self.transact, statement))
 
     def _execute(self, statement: Callable[[Connection], _T]) -> _T:
         """Execute a statement without BEGIN, over a new connection if the kept one was lost."""
@@ -211,6 +329,11 @@ class Transactions:
     async def aclose(self) -> None:
         """Wait for the transactions under way and close all connections. Idempotent."""
         self.refuse_more()
+        await self._none_in_loop.wait()
+        while self._watched:
+            connection = self._watched.pop()
+            driver_of(connection).unwatch()
+            self._idle.append(connection)
         await asyncio.get_running_loop().run_in_executor(None, self.close)
 
     def close(self) -> None:
@@ -322,6 +445,15 @@ class Grouped:
             piece.result.set_exception(error)
 
 
+async def _end_of(watch: Any, steps: Generator[Any, Any, Any]) -> None:
+    """Wait until the event loop has driven ``steps`` to their end, even when cancelled."""
+    while (ended := watch.end_of(steps)) is not None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({ended})
+        if ended.done() and not ended.cancelled():
+            ended.exception()  # Retrieved, so that asyncio does not log it.
+
+
 async def _finish(future: "asyncio.Future[_T]") -> _T:
     """Wait until ``future`` is done even when cancelled, and raise the cancellation then."""
     try:
@@ -333,49 +465,3 @@ async def _finish(future: "asyncio.Future[_T]") -> _T:
         if not future.cancelled():
             future.exception()  # Retrieved, so that asyncio does not log it.
         raise
-
-
-@contextmanager
-def translate_failures() -> Iterator[None]:
-    """Raise the errors of the database as errors of the domain, with the SQL in their cause."""
-    try:
-        yield
-    except IntegrityError as error:
-        raise ConflictError(
-            "The stored data changed in the meantime and now conflicts with this request. "
-            "Read it again and repeat the request."
-        ) from error
-    except (UnstorableError, UnicodeEncodeError, OverflowError, DataError) as error:
-        raise _unstorable() from error
-    except (DBAPIError, PoolTimeoutError, TimeoutError, sqlite3.Error) as error:
-        raise StoreUnavailableError(
-            "The database of the records cannot be read or written at present. Try again; if it "
-            "persists, check the server's log and the space and permissions of the database."
-        ) from error
-    except StatementError as error:
-        if not isinstance(error.orig, ValueError | OverflowError):
-            raise
-        raise _unstorable() from error
-
-
-@contextmanager
-def translate_commit_failures(driver: Any) -> Iterator[None]:
-    """Raise the failure of a commit over a network as CommitUnknownError, unless it is certain."""
-    try:
-        yield
-    except IntegrityError:
-        raise
-    except (DBAPIError, TimeoutError) as error:
-        if not driver.may_have_committed:
-            raise
-        raise CommitUnknownError(
-            "The database did not confirm a change in time, so it may have been made. "
-            "Send the same request again, with its OTIDs; if it persists, check the database."
-        ) from error
-
-
-def _unstorable() -> InvalidArgumentError:
-    return InvalidArgumentError(
-        "A value cannot be stored: text must be valid Unicode without U+0000, and numbers must be "
-        "finite and fit in 64 bits."
-    )

@@ -61,7 +61,8 @@ from reattach.records.database.prepared import (
     Query,
     Row,
     Rows,
-    ask,
+    Steps,
+    take_steps,
 )
 from reattach.records.runs import retries
 from reattach.records.runs.created import RunCreated
@@ -132,8 +133,8 @@ def admit(
     digest: retries.RequestDigest | None = None,
     opening: Opening | None = None,
     repeated: bool = False,
-    pending: Callable[[Connection], PendingApproval | None],
-) -> RunCreated | RunKnown:
+    pending: Callable[[Connection], Steps[PendingApproval | None]],
+) -> Steps[RunCreated | RunKnown]:
     """Create the run unless its key is known: see ``Runs.create``.
 
     ``approvals.resolve_input`` completes the input of a run that answers an approval request.
@@ -145,12 +146,12 @@ def admit(
         _admit, connection, tenant, run, key, otids, digest=digest, opening=opening, pending=pending
     )
     if not repeated:
-        return create()
+        return (yield from create())
     # The earlier attempt may land before any of the queries, and its run is this one.
     if (own := _find_own(connection, tenant, run)) is not None:
         return own
     try:
-        outcome = create()
+        outcome = yield from create()
     except ReattachError:
         if (own := _find_own(connection, tenant, run)) is None:
             raise
@@ -173,15 +174,17 @@ def _admit(
     *,
     digest: retries.RequestDigest | None,
     opening: Opening | None,
-    pending: Callable[[Connection], PendingApproval | None],
-) -> RunCreated | RunKnown:
-    known, thread_rows = _look_up(connection, tenant, run, key, digest=digest, opening=opening)
+    pending: Callable[[Connection], Steps[PendingApproval | None]],
+) -> Steps[RunCreated | RunKnown]:
+    known, thread_rows = yield from _look_up(
+        connection, tenant, run, key, digest=digest, opening=opening
+    )
     if known is not None:
         return RunKnown(known)
-    active = _active_in(connection, run.thread, thread_rows)
+    active = yield from _active_in(connection, run.thread, thread_rows)
     if active is not None:
         # Another process may have committed the key's own run since the query above.
-        known = _find_known(connection, tenant, key)
+        known = yield from _find_known(connection, tenant, key)
         if known is None and same_answer(active.input, run.input) and has_answer(run.input):
             known = active
         if known is not None:
@@ -189,7 +192,7 @@ def _admit(
         raise ConversationBusyError(active.id, run.thread.key)
     answered = None
     if has_answer(run.input):
-        answered = threads.pending(connection, run.thread)
+        answered = yield from threads.find_pending(connection, run.thread)
         try:
             run = structs.replace(run, input=resolve_input(run.input, answered))
         except AnswerRefusedError:
@@ -204,7 +207,7 @@ def _admit(
     if run.conversation_id is not None:
         changes.add(_NOTE_MESSAGE, {"row_id": run.conversation_id, "at": run.created_at})
     changes.make()
-    found = pending(connection)
+    found = yield from pending(connection)
     if found != answered:
         raise NoPendingApprovalError if found is None else found.error()
     return RunCreated(run)
@@ -218,22 +221,23 @@ def _look_up(
     *,
     digest: retries.RequestDigest | None,
     opening: Opening | None,
-) -> tuple[Run | None, Rows]:
+) -> Steps[tuple[Run | None, Rows]]:
     """Return the run that the request repeats, if any, and the rows of ``_thread_query``.
 
     The conversation of a request that repeats nothing is opened before its thread is looked up.
     """
     thread_query = _thread_query(tenant, run.thread)
     if key is not None and digest is None and opening is None:
-        key_rows, thread_rows = ask(connection, _key_query(tenant, key), thread_query)
-        return _find_known(connection, tenant, key, key_rows), thread_rows
-    known = _find_known(connection, tenant, key)
+        key_rows, thread_rows = yield [_key_query(tenant, key), thread_query]
+        known = yield from _find_known(connection, tenant, key, key_rows)
+        return known, thread_rows
+    known = yield from _find_known(connection, tenant, key)
     if known is None and digest is not None:
-        row = retries.find_repeated(connection, tenant, digest, run.created_at)
+        row = yield from retries.find_repeated(connection, tenant, digest, run.created_at)
         known = None if row is None else run_of(row)
     if known is None and opening is not None:
         _open(connection, tenant, opening)
-    (thread_rows,) = ask(connection, thread_query)
+    (thread_rows,) = yield [thread_query]
     return known, thread_rows
 
 
@@ -289,7 +293,7 @@ def _add_keys(
 
 def known_run(connection: Connection, tenant: TenantId, key: RequestKey) -> Run | None:
     """Return the run of the key. Raises OtidConflictError if it came with another payload."""
-    return _find_known(connection, tenant, key) if key.otids else None
+    return take_steps(connection, _find_known(connection, tenant, key)) if key.otids else None
 
 
 def _find_known(
@@ -297,12 +301,12 @@ def _find_known(
     tenant: TenantId,
     key: RequestKey | None,
     rows: Rows | None = None,
-) -> Run | None:
+) -> Steps[Run | None]:
     """Return the run of the key; ``rows`` are those of ``_key_query`` if they were read."""
     if key is None:
         return None
     if rows is None:
-        (rows,) = ask(connection, _key_query(tenant, key))
+        (rows,) = yield [_key_query(tenant, key)]
     if not rows:
         return None
     row = _KNOWN.named(connection, rows)[0]
@@ -320,7 +324,7 @@ def _thread_query(tenant: TenantId, thread: Thread) -> Query:
     return _OWNER[is_named], {"tenant": tenant, "row_id": thread.key}
 
 
-def _active_in(connection: Connection, thread: Thread, rows: Rows) -> Run | None:
+def _active_in(connection: Connection, thread: Thread, rows: Rows) -> Steps[Run | None]:
     """Return the active run of the thread by the rows of ``_thread_query``.
 
     Raises NotFoundError if the tenant lacks the thread.
@@ -328,13 +332,17 @@ def _active_in(connection: Connection, thread: Thread, rows: Rows) -> Run | None
     agent_id, has_active = rows[0] if rows else (None, False)
     if agent_id != thread.agent_id:
         raise lookup.thread_not_found(thread)
-    return active_run(connection, thread) if has_active else None
+    return (yield from _find_active(connection, thread)) if has_active else None
 
 
 def active_run(connection: Connection, thread: Thread) -> Run | None:
     """Return the one run of the thread that has not ended."""
-    row = _ACTIVE.first(connection, {"thread_key": thread.key})
-    return None if row is None else run_of(row)
+    return take_steps(connection, _find_active(connection, thread))
+
+
+def _find_active(connection: Connection, thread: Thread) -> Steps[Run | None]:
+    (rows,) = yield [(_ACTIVE, {"thread_key": thread.key})]
+    return run_of(_ACTIVE.named(connection, rows)[0]) if rows else None
 
 
 def one_run(connection: Connection, statement: Executable, **values: object) -> Run | None:

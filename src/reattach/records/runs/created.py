@@ -9,6 +9,7 @@ from reattach.domain.approvals import PendingApproval
 from reattach.records import threads
 from reattach.records.base import Run, RunKnown, Thread
 from reattach.records.contexts.contexts import CachedContext, Contexts, ThreadContext
+from reattach.records.database.prepared import Steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,26 +33,28 @@ class AdmittedContext:
         self._found: tuple[ThreadContext, CachedContext | None] | None = None
 
     def admit(
-        self, connection: Connection, admit: Callable[[Connection], RunCreated | RunKnown]
-    ) -> RunCreated | RunKnown:
+        self, connection: Connection, admit: Callable[[Connection], Steps[RunCreated | RunKnown]]
+    ) -> Steps[RunCreated | RunKnown]:
         """Call ``admit`` and return its result; read the context if it has created the run."""
         self._has_read = False
-        outcome = admit(connection)
+        outcome = yield from admit(connection)
         if isinstance(outcome, RunCreated):
-            self.read(connection)
+            yield from self.read(connection)
         return outcome
 
-    def read(self, connection: Connection) -> None:
+    def read(self, connection: Connection) -> Steps[None]:
         """Read the context if that takes few messages and was not done in this transaction."""
         if not self._has_read:
-            self._found = threads.context(connection, self._thread, self._cached, in_one_piece=True)
+            self._found = yield from threads.context(
+                connection, self._thread, self._cached, in_one_piece=True
+            )
             self._has_read = True
 
-    def pending(self, connection: Connection) -> PendingApproval | None:
+    def pending(self, connection: Connection) -> Steps[PendingApproval | None]:
         """Return the approval request without an answer of the thread, whose run is admitted."""
-        self.read(connection)
+        yield from self.read(connection)
         context = None if self._found is None else self._found[0]
-        return threads.pending_after(connection, self._thread, context)
+        return (yield from threads.pending_after(connection, self._thread, context))
 
     def added_to(self, outcome: RunCreated | RunKnown) -> RunCreated | RunKnown:
         """Return the outcome of the committed transaction with the context, if that was read."""

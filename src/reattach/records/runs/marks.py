@@ -9,7 +9,7 @@ from sqlalchemy import Connection, bindparam, update
 from reattach.domain.ids import RunId, Token
 from reattach.records.base import LogSummary
 from reattach.records.database import schema
-from reattach.records.database.prepared import PreparedStatement
+from reattach.records.database.prepared import PreparedStatement, Query
 from reattach.records.runs import timelines
 from reattach.records.runs.notifications import RunReleased, notify
 from reattach.records.runs.settlement import FIRST_EVENT_AT
@@ -27,12 +27,17 @@ def _setting(*columns: str) -> PreparedStatement:
     return PreparedStatement(_MARK, *columns)
 
 
+def marking(run_id: RunId, token: Token, values: Mapping[str, Any]) -> Query:
+    """Return the statement of ``mark_active``."""
+    return _setting(*values), {"run_id": run_id, "held_token": token, **values}
+
+
 def mark_active(
     connection: Connection, run_id: RunId, token: Token, values: Mapping[str, Any]
 ) -> bool:
     """Set these columns of the run; False if it has ended or its token is another one."""
-    asked = {"run_id": run_id, "held_token": token, **values}
-    return _setting(*values).run(connection, asked) > 0
+    statement, asked = marking(run_id, token, values)
+    return statement.run(connection, asked) > 0
 
 
 def release(

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, bindparam, exists, func, select, update
+from sqlalchemy import BigInteger, Connection, bindparam, exists, func, select, update
 
 from reattach.domain.ids import RunId, TenantId
 from reattach.records.database import schema
-from reattach.records.database.prepared import PreparedStatement, Row
+from reattach.records.database.prepared import PreparedStatement, Query, Row, Steps
 
 _runs, _otids = schema.runs, schema.run_otids
 _NEWEST: Final = PreparedStatement(
@@ -24,6 +24,9 @@ _NEWEST: Final = PreparedStatement(
     .order_by(_runs.c.created_at.desc(), _runs.c.ordinal.desc())
     .limit(1)
 )
+_key: Final = bindparam("key", type_=BigInteger)
+_LOCK_SHARED: Final = PreparedStatement(select(func.pg_advisory_xact_lock_shared(_key)))
+_LOCK_EXCLUSIVE: Final = PreparedStatement(select(func.pg_advisory_xact_lock(_key)))
 _OVERTAKEN: Final = timedelta(seconds=5)
 """How much later than its repetition a first attempt may come; the SDKs wait for 0.5 to 8 s."""
 
@@ -49,16 +52,20 @@ def newest(connection: Connection, tenant: TenantId, name: str, since: datetime)
 
 def find_repeated(
     connection: Connection, tenant: TenantId, digest: RequestDigest, created_at: datetime
-) -> Row | None:
+) -> Steps[Row | None]:
     """Return the row of the run that a request repeats; ``created_at`` is when it came.
 
     A repetition waits until equal requests that are being admitted have their runs. If it overtook
     the first attempt, that one gets its run while it is active.
     """
-    _lock(connection, tenant, digest)
+    name, since = digest.name, digest.since
+    if since is None:
+        name, since = name + _RETRY, created_at - _OVERTAKEN
+    wanted = {"tenant": tenant, "digest": name, "since": since}
+    *_, rows = yield [*_locking(connection, tenant, digest), (_NEWEST, wanted)]
+    row = _NEWEST.named(connection, rows)[0] if rows else None
     if digest.since is not None:
-        return newest(connection, tenant, digest.name, digest.since)
-    row = newest(connection, tenant, digest.name + _RETRY, created_at - _OVERTAKEN)
+        return row
     if row is None or row["created_at"] >= created_at or row["status"].is_active:
         return row
     return None
@@ -69,18 +76,16 @@ def names_of(digest: RequestDigest) -> list[str]:
     return [digest.name] if digest.since is None else [digest.name, digest.name + _RETRY]
 
 
-def _lock(connection: Connection, tenant: TenantId, digest: RequestDigest) -> None:
-    """Keep repetitions apart from equal requests until the transaction ends.
+def _locking(connection: Connection, tenant: TenantId, digest: RequestDigest) -> list[Query]:
+    """Return what keeps repetitions apart from equal requests until the transaction ends.
 
     Equal requests that repeat nothing do not wait for each other. SQLite has one writer anyway.
     """
     if connection.dialect.name != "postgresql":
-        return
+        return []
     name = hashlib.sha256(f"{tenant} {digest.name}".encode()).digest()
     key = int.from_bytes(name[:8], "big", signed=True)
-    shared, exclusive = func.pg_advisory_xact_lock_shared, func.pg_advisory_xact_lock
-    lock = exclusive if digest.since is not None else shared
-    connection.execute(select(lock(key)))
+    return [(_LOCK_EXCLUSIVE if digest.since is not None else _LOCK_SHARED, {"key": key})]
 
 
 def forget_requests(connection: Connection, run_ids: Sequence[RunId]) -> None:

@@ -1,11 +1,11 @@
 """Runs: how they are created, owned and ended."""
 
 import builtins
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 from sqlalchemy import (
@@ -43,7 +43,7 @@ from reattach.records.base import (
 from reattach.records.contexts.contexts import Contexts
 from reattach.records.database import schema
 from reattach.records.database.database import Database, repeat_lost_races
-from reattach.records.database.prepared import PreparedStatement
+from reattach.records.database.prepared import PreparedStatement, Steps, take_steps
 from reattach.records.paging import SortOrder, page_of
 from reattach.records.repository import Repository
 from reattach.records.runs import audit as auditing
@@ -53,7 +53,7 @@ from reattach.records.runs.audit import Standing
 from reattach.records.runs.created import AdmittedContext, RunCreated
 from reattach.records.runs.hidden_events import HiddenEvent
 from reattach.records.runs.lists.pages import RunPages, run_filters
-from reattach.records.runs.marks import mark_active, release
+from reattach.records.runs.marks import mark_active, marking, release
 from reattach.records.runs.notifications import CancelRequested, notify
 from reattach.records.runs.openings import Opening
 from reattach.records.runs.orphans import TakenOver
@@ -68,6 +68,8 @@ from reattach.records.runs.targets.queries import (
     TARGET_BY_OTID,
 )
 from reattach.records.tokens.tokens import revoke_of_run
+
+_T = TypeVar("_T")
 
 NOBODY: Final = ""
 """The owner of a disclaimed run: no process registers under this id."""
@@ -121,12 +123,13 @@ class Runs(Repository):
             admit, digest=digest, opening=opening, repeated=repeated, pending=context.pending
         )
 
-        def create(connection: Connection) -> RunCreated | RunKnown:
-            return admission(connection, tenant, run, key, otids)
+        def create(connection: Connection) -> Steps[RunCreated | RunKnown]:
+            return context.admit(
+                connection, lambda connection: admission(connection, tenant, run, key, otids)
+            )
 
-        # An opening may copy a long thread.
-        write = self._database.in_short_write if opening is None else self._database.in_write
-        return context.added_to(await repeat_lost_races(partial(write, context.admit, create)))
+        is_short = opening is None  # An opening may copy a long thread.
+        return context.added_to(await self._write_run(create, is_short=is_short))
 
     async def find_by_key(self, tenant: TenantId, key: RequestKey) -> Run | None:
         """Return the run that the key created. Raises OtidConflictError for another payload."""
@@ -273,7 +276,7 @@ class Runs(Repository):
         return await self._database.in_grouped_write(release, run_id, token, values, log)
 
     async def _mark(self, run_id: RunId, token: Token, **values: Any) -> bool:
-        return await self._database.in_single_write(mark_active, run_id, token, values)
+        return await self._database.in_single_write(*marking(run_id, token, values)) > 0
 
     async def request_cancel(
         self, tenant: TenantId, run_ids: Sequence[RunId], *, by: Actor | None = None
@@ -311,10 +314,24 @@ class Runs(Repository):
         not exist, so repeating it is safe.
         """
         rows = len(settlement.messages) + len(settlement.steps)
-        is_short = rows <= SHORT_SETTLEMENT
-        write = self._database.in_short_write if is_short else self._database.in_write
         # A summary may take the place of its messages in the thread while they are being written.
-        return await repeat_lost_races(partial(write, settle, run_id, settlement))
+        return await self._write_run(
+            lambda connection: settle(connection, run_id, settlement),
+            is_short=rows <= SHORT_SETTLEMENT,
+        )
+
+    async def _write_run(self, work: Callable[[Connection], Steps[_T]], *, is_short: bool) -> _T:
+        """Make a transaction, in the event loop if it is short, and again if it loses a race."""
+
+        def call(connection: Connection) -> _T:
+            return take_steps(connection, work(connection))
+
+        write = (
+            partial(self._database.in_short_write, work)
+            if is_short
+            else partial(self._database.in_write, call)
+        )
+        return await repeat_lost_races(write)
 
     async def distrust_active(self) -> int:
         """Assume the worst of active runs after a power cut, and return their number.

@@ -11,7 +11,12 @@ from reattach.records import threads
 from reattach.records.base import Settlement, Step, Thread
 from reattach.records.database import schema
 from reattach.records.database.columns import Moment
-from reattach.records.database.prepared import Changes, PreparedInsert, PreparedStatement
+from reattach.records.database.prepared import (
+    Changes,
+    PreparedInsert,
+    PreparedStatement,
+    Steps,
+)
 from reattach.records.runs import timelines
 from reattach.records.runs.admission import latest, note_latest
 from reattach.records.runs.hidden_events import HAS_ANY, forget
@@ -75,7 +80,7 @@ _NOTE_ON_CONVERSATION: Final = {
 }
 
 
-def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> bool:
+def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> Steps[bool]:
     """Write the end of an active run, and give its messages the run's id.
 
     Returns False and changes nothing if the run is not active.
@@ -94,7 +99,7 @@ def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> boo
         "begun_at": None if log is None else log.first_event_at,
     }
     asked = {"run_id": run_id, "at": settlement.completed_at, **values}
-    ended = _END.rows(connection, asked)
+    (ended,) = yield [(_END, asked)]
     if not ended:
         return False
     ((tenant, agent_id, conversation_id, token, has_hidden_events, last),) = ended
