@@ -1,10 +1,13 @@
 """Log output, as lines for people or as JSON."""
 
+import io
 import logging
+import select
 import sys
-from typing import Final, Literal
+from typing import Final, Literal, TextIO
 
 import structlog
+from typing_extensions import override
 
 _LEVELS = {
     "debug": logging.DEBUG,
@@ -42,7 +45,7 @@ def configure_logging(
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _UnwaitingHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=_SHARED,
@@ -61,6 +64,61 @@ def configure_logging(
     for library in _VERBOSE:
         logging.getLogger(library).setLevel(max(_LEVELS[level], logging.WARNING))
     silence_mcp()
+
+
+_PIECE_CHARACTERS: Final = 400
+"""The size of a write. A pipe with room takes 4,096 bytes (PIPE_BUF on Linux) without waiting, and
+an unencodable character becomes ten."""
+
+
+class _UnwaitingHandler(logging.StreamHandler[TextIO]):
+    """Writes log lines without waiting until they are read.
+
+    A pipe that nobody reads, or a terminal that was stopped, would hold up the event loop, and with
+    it every stream and the signals. Lines without room are dropped, and the next one with room is
+    preceded by their number.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._dropped = 0
+        self._is_cut = False
+        """Whether the last line lacks its end."""
+        self._poll: select.poll | None = None
+        try:
+            descriptor = stream.fileno()
+        except (AttributeError, io.UnsupportedOperation):
+            return  # It is no file, so it has room.
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            dropped, self._dropped = self._dropped, 0
+            if dropped and not self._write(self.format(_dropped_lines(dropped))):
+                self._dropped = dropped
+            if self._dropped or not self._write(self.format(record)):
+                self._dropped += 1
+        except Exception:  # noqa: BLE001  as in every handler of ``logging``
+            self.handleError(record)
+
+    def _write(self, text: str) -> bool:
+        """Write a line, and return whether there was room for all of it."""
+        line = (self.terminator if self._is_cut else "") + text + self.terminator
+        for begin in range(0, len(line), _PIECE_CHARACTERS):
+            if self._poll is not None and not self._poll.poll(0):
+                self._is_cut = self._is_cut or begin > 0
+                return False
+            self.stream.write(line[begin : begin + _PIECE_CHARACTERS])
+            self.stream.flush()
+        self._is_cut = False
+        return True
+
+
+def _dropped_lines(count: int) -> logging.LogRecord:
+    message = "log lines were dropped, because nothing read the output: %d"
+    return logging.LogRecord(__name__, logging.WARNING, "", 0, message, (count,), None)
 
 
 def one_line(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
