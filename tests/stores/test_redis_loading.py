@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from array import array
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -10,14 +11,18 @@ from uuid import uuid4
 
 import pytest
 
-from reattach.domain.errors import LogClosedError
+from reattach.domain.errors import LogClosedError, TrimmedError
+from reattach.domain.errors.stores import EventsLostError
 from reattach.domain.ids import Seq, Token
 from reattach.log.base import Tail
 from reattach.log.redis import follower, log
+from reattach.log.redis.connections import Connections
 from reattach.log.redis.follower import Follower
 from reattach.log.redis.log import RedisLog
 from reattach.log.redis.read_ahead import Page, ReadAhead
 from reattach.log.redis.run_state import LocalRun
+from reattach.log.redis.scripts import TRIM
+from reattach.runs.following.follow import follow
 from tests.support.redis_server import shared_url
 
 FRAMES = [b"data: %d\n\n" % number * (1 + number % 3) for number in range(1, 200)]
@@ -179,3 +184,54 @@ async def test_a_run_that_is_trimmed_between_two_slices_is_loaded_without_what_i
         await reader.trim("small", Seq(100))
         assert await read_all(reader, "small", tail, 99) == b"".join(FRAMES[99:])
         assert tail.first_seq == 100
+
+
+async def test_the_first_reader_of_an_ended_run_asks_redis_once_before_its_first_event(
+    reader: RedisLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    execute = Connections.execute
+
+    async def noted(self: Connections, *command: Any) -> Any:
+        nonlocal asked
+        asked += command[0] == "EVALSHA"
+        return await execute(self, *command)
+
+    monkeypatch.setattr(Connections, "execute", noted)
+    async with await follow(reader, "large", Seq(0), max_events=5, ended=True) as following:
+        assert asked == 1
+        piece = await following.read()
+        assert (piece.frames, asked) == (b"".join(FRAMES[:5]), 1)
+    async with await follow(reader, "large", Seq(5), max_events=5, ended=True) as following:
+        assert (await following.read()).frames == b"".join(FRAMES[5:10])
+    assert asked == 3  # A known run may have been trimmed meanwhile.
+
+
+async def test_the_first_reader_of_an_ended_run_notices_what_is_gone_or_damaged(
+    reader: RedisLog,
+) -> None:
+    bounds: dict[str, Any] = {"max_bytes": 500, "max_events": 1000}
+    assert await reader.read_closed("nobody", Seq(0), **bounds) is None
+    writer = await reader.open("open", Token(1))
+    await writer.append(Seq(1), FRAMES[:1])
+    assert await reader.read_closed("open", Seq(0), **bounds) is None
+    await reader._client.run(TRIM, reader.keys.run("large"), [100])
+    with pytest.raises(TrimmedError):
+        await follow(reader, "large", Seq(98), max_events=5, ended=True)
+    async with await follow(reader, "large", Seq(99), max_events=5, ended=True) as following:
+        assert (await following.read()).frames == b"".join(FRAMES[99:104])
+    driver: Any = reader._client.driver
+    await driver.delete(reader.keys.run("small")[1])
+    await driver.xadd(reader.keys.run("small")[1], {"f": b"damaged"}, id="1-0")
+    with pytest.raises(EventsLostError):
+        await follow(reader, "small", Seq(0), max_events=5, ended=True)
+
+
+async def test_a_run_that_another_reader_follows_meanwhile_has_one_tail(reader: RedisLog) -> None:
+    bounds: dict[str, Any] = {"max_bytes": 500, "max_events": 1000}
+    reads = [reader.read_closed("large", Seq(0), **bounds) for _ in range(3)]
+    found = await asyncio.gather(*reads)
+    assert [one is None for one in found] == [False, True, True]
+    async with reader.follow("large") as one, reader.follow("large") as two:
+        assert one is two
+        assert await read_all(reader, "large", one) == b"".join(FRAMES)

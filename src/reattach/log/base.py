@@ -8,7 +8,7 @@ everything else they behave alike, which ``reattach.testing.conformance.log`` ch
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +22,7 @@ __all__ = [
     "UNREADABLE",
     "UNWRITABLE",
     "Capabilities",
+    "ClosedRead",
     "Done",
     "Head",
     "Inventory",
@@ -90,6 +91,14 @@ class Inventory:
     entries: Sequence[LogEntry]
     cursor: str | None
     """The cursor of the next page; None after the last page."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedRead:
+    """The extent of a closed log, and some of its frames."""
+
+    head: Head
+    piece: Slice
 
 
 class Log(ABC):
@@ -185,6 +194,21 @@ class Log(ABC):
         two. The tail of a closed log is closed, and may contain no frames.
         """
 
+    async def read_closed(
+        self,
+        run_id: str,  # noqa: ARG002
+        after_seq: Seq,  # noqa: ARG002
+        *,
+        max_bytes: int,  # noqa: ARG002
+        max_events: int,  # noqa: ARG002
+    ) -> ClosedRead | None:
+        """Return the extent of a closed log, and what ``read`` would return, before ``follow``.
+
+        There are no frames where ``read`` raises ExpiredError. None is always a valid answer, and
+        that of a log that has no cheaper way than ``follow``, ``head`` and ``read``.
+        """
+        return None
+
     @property
     def queued_listeners(self) -> int:
         """The listeners of tails in this process that wait for their notification."""
@@ -219,6 +243,15 @@ class Log(ABC):
 
         None is always a valid answer: ask the records then.
         """
+
+    async def find_open(self, alias: str) -> str | None:
+        """Return the run that ``find`` finds, if its log is open. None is always a valid answer."""
+        run_id = await self.find(alias)
+        if run_id is not None:
+            with suppress(LogNotFoundError):
+                if not (await self.head(run_id)).closed:
+                    return run_id
+        return None
 
     @abstractmethod
     async def aclose(self) -> None:

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from reattach.domain.errors import StoreUnavailableError
 from reattach.domain.ids import FIRST_SEQ, Seq, Token
-from reattach.log.base import Head, Inventory, Log, RunWriter, Slice, Tail
+from reattach.log.base import ClosedRead, Head, Inventory, Log, RunWriter, Slice, Tail
 from reattach.log.run_writer import AppendMeter
 from reattach.meters.meters import Meters
 
@@ -71,6 +71,13 @@ class MeteredLog(Log):
         return await self._measured("read", work)
 
     @override
+    async def read_closed(
+        self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int
+    ) -> ClosedRead | None:
+        work = self.log.read_closed(run_id, after_seq, max_bytes=max_bytes, max_events=max_events)
+        return await self._measured("read", work)
+
+    @override
     def follow(self, run_id: str) -> AbstractAsyncContextManager[Tail]:
         return self.log.follow(run_id)
 
@@ -98,6 +105,10 @@ class MeteredLog(Log):
     @override
     async def find(self, alias: str) -> str | None:
         return await self._measured("find", self.log.find(alias))
+
+    @override
+    async def find_open(self, alias: str) -> str | None:
+        return await self._measured("find", self.log.find_open(alias))
 
     @override
     async def aclose(self) -> None:

@@ -220,12 +220,9 @@ class RunService:
         For an open background run, a log that supports aliases answers without the records.
         """
         finds = self.log.capabilities.finds_aliases
-        run_id = await self.log.find(otid_alias(tenant, otid)) if finds else None
+        run_id = await self.log.find_open(otid_alias(tenant, otid)) if finds else None
         if run_id is not None:
-            with suppress(LogNotFoundError):
-                head = await self.log.head(run_id)
-                if not head.closed:
-                    return Target(RunId(run_id), tenant, RunStatus.RUNNING, background=True)
+            return Target(RunId(run_id), tenant, RunStatus.RUNNING, background=True)
         target = await self._records.runs.target_by_otid(tenant, otid)
         if target is None:
             raise unknown_otid(otid)

@@ -4,7 +4,7 @@ import asyncio
 import struct
 import time
 from array import array
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
@@ -26,7 +26,7 @@ from reattach.log.redis.scripts import (
     join_bodies,
     unpack_notification,
 )
-from reattach.log.redis.subscriber import Subscriber, report_defect, retry_backoff
+from reattach.log.redis.subscriber import Subscriber, retry_backoff, run_all
 from reattach.log.tail import Tail
 from reattach.single_flight import SingleFlight
 
@@ -66,6 +66,10 @@ class Follower:
         run = self._runs.get(run_id)
         return run if run is not None and run.is_joined else None
 
+    def is_known(self, run_id: str) -> bool:
+        """Whether the run has a tail here, or is about to have one."""
+        return run_id in self._runs
+
     @property
     def queued_listeners(self) -> int:
         return len(self._notifier)
@@ -91,6 +95,15 @@ class Follower:
         finally:
             run.followers -= 1
             self._release_unneeded(run)
+
+    def join_closed(self, run_id: str, state: StoredState) -> LocalRun | None:
+        """Add a run with the closed tail of ``state``, unless it is open or is known by now."""
+        if not state.closed or self.is_known(run_id):
+            return None
+        run = self._add(run_id)
+        run.join_closed(state, is_small=state.size_bytes <= LOAD_BYTES)
+        self._release_unneeded(run)
+        return self.local_run(run_id)
 
     async def state(self, run_id: str) -> StoredState:
         """Read the run's state from Redis, and update the tail here.
@@ -201,14 +214,21 @@ class Follower:
             has_failed = run.is_behind and run.catch_up_task in {None, catch_up}
 
     async def read(
-        self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int
+        self,
+        run_id: str,
+        after_seq: Seq,
+        *,
+        max_bytes: int,
+        max_events: int,
+        only_closed: bool = False,
     ) -> tuple[StoredState, bytes, "array[int]"]:
         """Read from Redis the state, the joined frames after ``after_seq``, and their ends.
 
-        One append may have been larger than the bounds, and all frames that came are returned.
+        All frames that came are returned: one append may have been larger than the bounds. With
+        ``only_closed``, an open log has none.
         """
-        most = max(max_events, 1)
-        answer = await self._client.run(READ, self._keys.run(run_id), [after_seq, max_bytes, most])
+        bounds = [after_seq, max_bytes, max(max_events, 1), int(only_closed)]
+        answer = await self._client.run(READ, self._keys.run(run_id), bounds)
         if answer[0] != b"ok":
             raise not_found_error(run_id)
         _, raw, first_seq, *bodies = answer
@@ -219,6 +239,13 @@ class Follower:
                 f"The log of {run_id} is damaged after event {after_seq}."
             ) from error
         return StoredState.parse(raw), frames, ends
+
+    async def _read_to_load(
+        self, run: LocalRun, after_seq: Seq
+    ) -> tuple[StoredState, bytes, "array[int]"]:
+        return await self.read(
+            run.run_id, after_seq, max_bytes=_LOAD_SLICE_BYTES, max_events=_LOAD_SLICE_EVENTS
+        )
 
     async def load(self, run: LocalRun) -> None:
         """Put the frames of a small closed run into its tail, unless that was tried before."""
@@ -231,12 +258,7 @@ class Follower:
             state = await self.state(run.run_id)
             tail = Tail(state.first_seq)
             while state.closed and tail.last_seq < run.tail.first_seq - 1:
-                state, frames, ends = await self.read(
-                    run.run_id,
-                    tail.last_seq,
-                    max_bytes=_LOAD_SLICE_BYTES,
-                    max_events=_LOAD_SLICE_EVENTS,
-                )
+                state, frames, ends = await self._read_to_load(run, tail.last_seq)
                 if not ends:
                     return
                 tail.extend_joined(frames, ends)
@@ -289,12 +311,10 @@ class Follower:
                 await self._subscribe(run)
                 state = await self.state(run.run_id)
             is_small = state.size_bytes <= LOAD_BYTES
-            begins_here = state.closed or not is_small
-            run.join(state.last_seq + 1 if begins_here else state.first_seq, state.token)
             if state.closed:
-                run.may_be_loaded = is_small
-                run.tail.extend((), close=True)
+                run.join_closed(state, is_small=is_small)
             else:
+                run.join(state.first_seq if is_small else state.last_seq + 1, state.token)
                 await self._catch_up(run)
         except BaseException:
             self._remove(run)
@@ -427,12 +447,7 @@ class Follower:
             shown_seq = run.tail.last_seq
             after_seq = shown_seq if is_checked else max(shown_seq, run.tail.first_seq) - 1
             run.is_behind = False
-            state, frames, ends = await self.read(
-                run.run_id,
-                after_seq,
-                max_bytes=_LOAD_SLICE_BYTES,
-                max_events=_LOAD_SLICE_EVENTS,
-            )
+            state, frames, ends = await self._read_to_load(run, after_seq)
             if not run.reconcile(state, shown_seq):
                 return
             is_checked = True
@@ -464,9 +479,9 @@ class Follower:
             self._check_failed.clear()
             self._subscriber.check()
             runs = [run for run in self._runs.values() if run.is_live]
-            await _run_all(map(self._check_run, runs))
+            await run_all(map(self._check_run, runs))
             followed = [run for run in runs if run.is_live and not run.is_owned]
-            await _run_all(map(self._ensure_subscribed, followed))
+            await run_all(map(self._ensure_subscribed, followed))
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name="log follower")
@@ -478,10 +493,3 @@ class Follower:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # Marked as retrieved; waiters get it too.
-
-
-async def _run_all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Wait for all of ``works``, and report the defects of single ones."""
-    for failure in await asyncio.gather(*works, return_exceptions=True):
-        if failure is not None:
-            report_defect(failure)

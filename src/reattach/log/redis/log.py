@@ -16,12 +16,14 @@ from reattach.domain.errors import (
     StoreUnavailableError,
     TrimmedError,
 )
+from reattach.domain.errors.stores import LogDamagedError
 from reattach.domain.ids import FIRST_SEQ, Seq, Token
 from reattach.futures import settle
 from reattach.log.base import (
     CLOSING,
     UNWRITABLE,
     Capabilities,
+    ClosedRead,
     Done,
     Head,
     Inventory,
@@ -42,6 +44,7 @@ from reattach.log.redis.run_state import LocalRun, StoredState
 from reattach.log.redis.scripts import (
     APPEND_MANY,
     DELETE,
+    FIND,
     FORGET_ALIAS,
     OPEN,
     TRIM,
@@ -220,6 +223,29 @@ class RedisLog(Log):
                 await self.follower.catch_up_to(run, piece.last_seq)
         return piece
 
+    @override
+    async def read_closed(
+        self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int
+    ) -> ClosedRead | None:
+        self.check_open()
+        if self.follower.is_known(run_id):
+            return None  # Another reader may have its frames in memory, or is about to.
+        try:
+            state, frames, ends = await self.follower.read(
+                run_id, after_seq, max_bytes=max_bytes, max_events=max_events, only_closed=True
+            )
+        except (LogNotFoundError, LogDamagedError):
+            return None  # ``follow`` and ``read`` say so.
+        run = self.follower.join_closed(run_id, state)
+        if run is None:
+            return None
+        page = Page(Seq(after_seq + 1), frames, ends)
+        piece = page.slice(after_seq, max_bytes=max_bytes, max_events=max_events)
+        if piece is None:
+            return ClosedRead(state.head, Slice(after_seq + 1, after_seq, b""))
+        self._note_read(run, after_seq, piece, page)
+        return ClosedRead(state.head, piece)
+
     def _note_read(self, run: LocalRun, after_seq: Seq, piece: Slice, page: Page) -> None:
         """Keep the rest of the page for a reader that goes on; two readers load the run."""
         run.is_load_due = run.may_be_loaded and run.read_until_seq not in {None, after_seq}
@@ -280,6 +306,17 @@ class RedisLog(Log):
         except LogNotFoundError:
             return None
         return run_id
+
+    @override
+    async def find_open(self, alias: str) -> str | None:
+        if self._client.is_cluster:
+            return await super().find_open(alias)
+        self.check_open()
+        found = await self._client.run(FIND, [self.keys.alias(alias)], self.keys.around_run)
+        if found is None:
+            return None
+        run_id, raw = found
+        return None if StoredState.parse(raw).closed else run_id.decode()
 
     async def aclose(self) -> None:
         if self._closing:

@@ -93,6 +93,12 @@ class LocalRun:
         self.token = token
         self.is_joined = True
 
+    def join_closed(self, state: StoredState, *, is_small: bool) -> None:
+        """Let a new tail without frames represent the closed log."""
+        self.join(Seq(state.last_seq + 1), state.token)
+        self.may_be_loaded = is_small
+        self.tail.extend((), close=True)
+
     def merge(self, first_seq: Seq, frames: Sequence[bytes], *, close: bool) -> bool:
         """Add frames that are in the log, and return False if earlier ones are missing.
 

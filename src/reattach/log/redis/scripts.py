@@ -158,6 +158,11 @@ class Keys:
         return f"{base}head".encode(), f"{base}log".encode()
 
     @property
+    def around_run(self) -> tuple[str, str, str]:
+        """The text before the id in the keys of a run, and after it in that of each key."""
+        return f"{self.prefix}:{{", "}:head", "}:log"
+
+    @property
     def any_head(self) -> bytes:
         """The pattern that matches the state keys of all runs."""
         escaped = re.sub(r"([\\*?\[\]^-])", r"\\\1", self.prefix)
@@ -371,6 +376,19 @@ return answers
     flags="no-writes",
 )
 
+FIND: Final = Script(
+    _SHARED,
+    """
+-- KEYS: an alias. ARGV: the text before the id in the keys of a run, and after it in those of its
+-- state and frames. Returns the run and its state, if it exists.
+local run = redis.call('GET', KEYS[1])
+if not run then return false end
+local state = state_of(ARGV[1] .. run .. ARGV[2], ARGV[1] .. run .. ARGV[3])
+return state and {run, state.raw}
+""",
+    flags="no-writes",
+)
+
 READ: Final = Script(
     _SHARED,
     """
@@ -383,7 +401,8 @@ local function bytes_before(body, frames)
     return bytes
 end
 
--- KEYS: head, stream. ARGV: cursor, most bytes, most frames; one frame is always returned.
+-- KEYS: head, stream. ARGV: cursor, most bytes, most frames, and 1 to leave out those of an open
+-- log. One frame is always returned.
 -- Returns the bodies of the entries with these frames, which may have more frames around them.
 local stream = KEYS[2]
 local after, room, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -391,6 +410,7 @@ local state = state_of(KEYS[1], stream)
 if not state then return {'missing'} end
 local answer = {'ok', state.raw, '0'}
 if after + 1 < state.first or after >= state.last then return answer end
+if ARGV[4] == '1' and not state.closed then return answer end
 local batch = redis.call('XREVRANGE', stream, id(after + 1), '-', 'COUNT', 1)
 if not batch[1] then return {'missing'} end
 answer[3] = string.match(batch[1][1], '^%d+')

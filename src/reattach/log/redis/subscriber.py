@@ -2,10 +2,10 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from itertools import groupby
 from operator import itemgetter
-from typing import Final
+from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection
 
@@ -213,3 +213,10 @@ def report_defect(error: BaseException) -> None:
     """Report a defect in a background task that continues, so that it is not silent."""
     context = {"message": "A task that follows the event log failed.", "exception": error}
     asyncio.get_running_loop().call_exception_handler(context)
+
+
+async def run_all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Wait for all of ``works``, and report the defects of single ones."""
+    for failure in await asyncio.gather(*works, return_exceptions=True):
+        if failure is not None:
+            report_defect(failure)

@@ -126,14 +126,19 @@ class Following:
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
 
-    async def prefetch(self) -> None:
+    async def prefetch(self, first: Slice | None = None) -> None:
         """Read the first events now if only the store has them, so that damage is noticed.
+
+        ``first`` are events from the cursor on that were read already, if any.
 
         Raises:
             EventsLostError: They are damaged.
             ReattachError: Any error of ``Log.read``.
         """
         if self.cursor + 1 >= self._tail.first_seq:
+            return
+        if first is not None and first.frames and first.first_seq == self.cursor + 1:
+            self._first = first
             return
         try:
             self._first = await self._read_stored()
@@ -365,12 +370,18 @@ async def follow(
         LogLostError: The run has ``ended`` but its log is open.
         StoreUnavailableError: The store does not answer.
     """
+    max_events = max(max_events, 1)
+    known = None
+    if ended and prefetches:
+        known = await log.read_closed(
+            run_id, Seq(max(cursor, 0)), max_bytes=REPLAY_SLICE_BYTES, max_events=max_events
+        )
     shared = log.follow(run_id)
     tail = await shared.__aenter__()
     try:
         cursor = Seq(max(cursor, 0))
         if ended or not log.goes_on_after(run_id, cursor):
-            head = await log.head(run_id)
+            head = await log.head(run_id) if known is None else known.head
             if ended and not head.closed:
                 raise LogLostError(run_id, head.last_seq)
             if cursor > head.last_seq and not head.closed:
@@ -381,10 +392,10 @@ async def follow(
     except BaseException:
         await shared.__aexit__(*sys.exc_info())
         raise
-    following = Following(log, shared, tail, run_id, cursor=cursor, max_events=max(max_events, 1))
+    following = Following(log, shared, tail, run_id, cursor=cursor, max_events=max_events)
     try:
         if prefetches:
-            await following.prefetch()
+            await following.prefetch(None if known is None else known.piece)
     except BaseException:
         await following.aclose()
         raise

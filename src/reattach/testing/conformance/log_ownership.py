@@ -109,14 +109,17 @@ class OwnershipConformance:
         await log.open("run", Token(2), aliases=["three"])
         for alias in "one", "two \n {x}", "three":
             assert await log.find(alias) == ("run" if finds else None)
+            assert await log.find_open(alias) == ("run" if finds else None)
         await log.open("other", Token(5), aliases=["two \n {x}"])
         with pytest.raises(FencedError):
             await log.open("other", Token(4), aliases=["one"])
         await append(log, "run", Token(2), 1, FRAMES[:1], close=True)
         await log.open("run", Token(3), aliases=["late"])
         assert await log.find("late") == ("run" if finds else None)
+        assert await log.find_open("late") is None
         await log.delete("run")
         assert await log.find("one") is None
+        assert await log.find_open("one") is None
         assert await log.find("late") is None
         assert await log.find("two \n {x}") == ("other" if finds else None)
         await log.open("run", Token(4))
