@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import stat
@@ -142,3 +143,27 @@ async def test_other_users_of_the_machine_cannot_read_the_data_directory(tmp_pat
             assert set(found.values()) == {"600"}
     finally:
         os.umask(usual)
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "Free disk space"),
+        (errno.EROFS, "Mount its file system for writing"),
+        (errno.EACCES, "Make the user that runs the server its owner"),
+    ],
+)
+@pytest.mark.parametrize("call", ["open", "pwrite"])
+def test_a_data_directory_that_cannot_be_written_to_is_refused_with_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, remedy: str
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(StartupError) as refusal, datadir.lock(tmp_path):
+        pass
+    assert refusal.value.detail == (
+        f"The data directory {tmp_path} cannot be written to: {os.strerror(number)}. "
+        f"{remedy}, or name another directory with --data-dir."
+    )

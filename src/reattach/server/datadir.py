@@ -1,5 +1,6 @@
 """The data directory of one process: two database files, and the lock of their owner."""
 
+import errno
 import os
 import shlex
 import shutil
@@ -121,9 +122,18 @@ def _files(data_dir: Path) -> list[Path]:
 def _unwritable(data_dir: Path, error: OSError) -> StartupError:
     return StartupError(
         f"The data directory {data_dir} cannot be written to: {error.strerror}.",
-        remedy="Make the user that runs the server its owner, or name another directory with "
-        "--data-dir.",
+        remedy=_remedy_of(error),
     )
+
+
+def _remedy_of(error: OSError) -> str:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        first = "Free disk space"
+    elif error.errno == errno.EROFS:
+        first = "Mount its file system for writing"
+    else:
+        first = "Make the user that runs the server its owner"
+    return f"{first}, or name another directory with --data-dir."
 
 
 @contextmanager
@@ -154,8 +164,11 @@ def lock(data_dir: Path, *, restores: bool = False) -> Iterator[None]:
                 f"Another server (process {owner}) is using the data directory {data_dir}.",
                 remedy="Stop it, or give this server a directory of its own with --data-dir.",
             ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode("ascii"), 0)
+        try:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, str(os.getpid()).encode("ascii"), 0)
+        except OSError as error:
+            raise _unwritable(data_dir, error) from error
         if is_being_restored(data_dir) and not restores:
             raise StartupError(
                 f"The restoration of a backup into the data directory {data_dir} failed or was "
@@ -285,8 +298,8 @@ def check(data_dir: Path) -> list[Diagnostic]:
     try:  # The permissions alone do not say: the disk may be full or read-only, or no disk at all.
         TemporaryDirectory(prefix=".reattach-", dir=place).cleanup()
     except OSError as error:
-        remedy = "Make the user that runs the server its owner, or name another with --data-dir."
-        return [Diagnostic("wrong", what, f"{place} is not writable: {error.strerror}", remedy)]
+        detail = f"{place} is not writable: {error.strerror}"
+        return [Diagnostic("wrong", what, detail, _remedy_of(error))]
     exists = place == data_dir
     detail = f"{data_dir} {'is writable' if exists else 'does not exist yet and can be created'}"
     diagnostics = [Diagnostic("ok", what, detail), _space(place), _owner(data_dir)]
