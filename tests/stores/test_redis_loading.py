@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from array import array
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -19,7 +18,8 @@ from reattach.log.redis import follower, log
 from reattach.log.redis.connections import Connections
 from reattach.log.redis.follower import Follower
 from reattach.log.redis.log import RedisLog
-from reattach.log.redis.read_ahead import Page, ReadAhead
+from reattach.log.redis.pages import page_of
+from reattach.log.redis.read_ahead import ReadAhead
 from reattach.log.redis.run_state import LocalRun
 from reattach.log.redis.scripts import TRIM
 from reattach.runs.following.follow import follow
@@ -123,7 +123,8 @@ async def test_a_page_is_dropped_with_its_last_reader_and_there_are_few(reader: 
     pages = ReadAhead()
     runs = [LocalRun(f"run-{number}", b"", Tail()) for number in range(100)]
     for one in runs:
-        pages.put(one, Page(Seq(1), b"ab", array("Q", [1, 2])))
+        bodies = [b"\1\0\0\0a", b"\1\0\0\0b"]
+        pages.put(one, page_of(Seq(1), bodies, after_seq=Seq(0)))
     kept = [pages.slice(one, Seq(0), max_bytes=1, max_events=1) is not None for one in runs]
     assert kept == [False] * 84 + [True] * 16
 

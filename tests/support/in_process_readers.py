@@ -195,8 +195,8 @@ class _Connection:
         if self._when_room is not None:
             self._when_room()
 
-    def write(self, body: bytes) -> None:
-        self._reader.take(body)
+    def write(self, *body: bytes) -> None:
+        self._reader.take(b"".join(body))
 
     def try_write(self, body: bytes) -> bool:
         if self._reader._left.is_set() or not self.is_writable():

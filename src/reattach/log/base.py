@@ -15,7 +15,7 @@ from typing import Final
 from reattach.domain.errors import FencedError, LogClosedError, LogNotFoundError
 from reattach.domain.ids import FIRST_SEQ, Seq, Token
 from reattach.log.run_writer import Done, RunWriter
-from reattach.log.tail import Head, Slice, Tail, View
+from reattach.log.tail import Head, Pieces, Slice, Tail, View
 
 __all__ = [
     "CLOSING",
@@ -28,6 +28,7 @@ __all__ = [
     "Inventory",
     "Log",
     "LogEntry",
+    "Pieces",
     "RunWriter",
     "Slice",
     "Tail",
@@ -184,6 +185,24 @@ class Log(ABC):
         Raises:
             ExpiredError: ``after_seq + 1`` was trimmed; the error has the earliest seq.
         """
+
+    def pieces(
+        self,
+        run_id: str,  # noqa: ARG002
+        after_seq: Seq,  # noqa: ARG002
+        *,
+        max_bytes: int,  # noqa: ARG002
+        max_events: int,  # noqa: ARG002
+    ) -> Pieces | None:
+        """Return the frames of ``read`` if an earlier read of a closed log brought them along.
+
+        None is always a valid answer.
+        """
+        return None
+
+    def has_pieces(self, run_id: str, after_seq: Seq) -> bool:  # noqa: ARG002
+        """Whether ``pieces`` would return frames."""
+        return False
 
     @abstractmethod
     def follow(self, run_id: str) -> AbstractAsyncContextManager[Tail]:

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from reattach.domain.errors import StoreUnavailableError
 from reattach.domain.ids import FIRST_SEQ, Seq, Token
-from reattach.log.base import ClosedRead, Head, Inventory, Log, RunWriter, Slice, Tail
+from reattach.log.base import ClosedRead, Head, Inventory, Log, Pieces, RunWriter, Slice, Tail
 from reattach.log.run_writer import AppendMeter
 from reattach.meters.meters import Meters
 
@@ -76,6 +76,16 @@ class MeteredLog(Log):
     ) -> ClosedRead | None:
         work = self.log.read_closed(run_id, after_seq, max_bytes=max_bytes, max_events=max_events)
         return await self._measured("read", work)
+
+    @override
+    def pieces(
+        self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int
+    ) -> Pieces | None:
+        return self.log.pieces(run_id, after_seq, max_bytes=max_bytes, max_events=max_events)
+
+    @override
+    def has_pieces(self, run_id: str, after_seq: Seq) -> bool:
+        return self.log.has_pieces(run_id, after_seq)
 
     @override
     def follow(self, run_id: str) -> AbstractAsyncContextManager[Tail]:

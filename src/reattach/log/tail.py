@@ -43,6 +43,13 @@ class View(Struct, frozen=True, gc=False):
     frames: memoryview
 
 
+class Pieces(Struct, frozen=True, gc=False):
+    """The frames of a ``Slice`` up to ``last_seq``, in pieces that others may share."""
+
+    last_seq: Seq
+    frames: tuple[bytes | memoryview, ...]
+
+
 def stop_of(ends: "array[int]", start: int, begin: int, *, max_bytes: int, max_events: int) -> int:
     """Return the index after the last frame of a slice that starts with frame ``start``.
 

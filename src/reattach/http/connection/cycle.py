@@ -311,16 +311,17 @@ class Cycle:
             head, self._head = self._head, b""
             self._connection.write(head)
 
-    def write(self, body: Piece) -> None:
+    def write(self, *body: Piece) -> None:
         if self.gone:
             return
         head, self._head = self._head, b""
         if not self._chunked:
-            self._connection.write(b"".join((head, body)) if head else body)
-        elif len(body) >= LARGE_WRITE_BYTES:
-            self._connection.writelines((b"%b%x\r\n" % (head, len(body)), body, b"\r\n"))
+            self._connection.write(b"".join((head, *body)) if head or len(body) > 1 else body[0])
+        elif (size_bytes := sum(map(len, body))) >= LARGE_WRITE_BYTES:
+            self._connection.writelines((b"%b%x\r\n" % (head, size_bytes), *body, b"\r\n"))
         else:
-            self._connection.write(head + _chunk(body) if head else _chunk(body))
+            piece = _chunk(b"".join(body))
+            self._connection.write(head + piece if head else piece)
 
     def try_write(self, body: Piece) -> bool:
         connection = self._connection

@@ -31,7 +31,7 @@ class Connection(Protocol):
     def flush(self) -> None:
         """Send a head that is held back, because no body follows at once."""
 
-    def write(self, body: Piece) -> None:
+    def write(self, *body: Piece) -> None:
         """Send more of the body; does nothing if the client is gone."""
 
     def try_write(self, body: Piece) -> bool:

@@ -342,24 +342,27 @@ class DetachedDelivery(Delivery):
             if frames is None:
                 break
             if following.finished:
-                self._finish(frames, self._framing.done(following.cursor))
+                self._finish(*frames, self._framing.done(following.cursor))
                 return
-            if not frames:
+            if not any(frames):
                 self._go_idle(sent=written_bytes > 0)
                 return
-            self._connection.write(frames)
-            written_bytes += len(frames)
+            self._connection.write(*frames)
+            written_bytes += sum(map(len, frames))
         self._connection.flush()
         self._task = asyncio.get_running_loop().create_task(self._continue())
 
-    def _read_now(self) -> Piece | None:
+    def _read_now(self) -> tuple[Piece, ...] | None:
         """Return the next events as they are sent; None if only the store has them."""
-        splice = self._framing.splice
+        following, splice = self.following, self._framing.splice
         if splice is None:
-            found = self.following.view() or self.following.read_now()
-            return None if found is None else found.frames
-        piece = self.following.read_now()
-        return None if piece is None else splice(piece)
+            pieces = following.pieces()
+            if pieces is not None:
+                return pieces.frames
+            found = following.view() or following.read_now()
+            return None if found is None else (found.frames,)
+        piece = following.read_now()
+        return None if piece is None else (splice(piece),)
 
     def _must_wait(self) -> bool:
         """Return whether the next step may block, or is the end."""
@@ -377,7 +380,11 @@ class DetachedDelivery(Delivery):
 
     @override
     def _may_write_at_once(self) -> bool:
-        return self.following.has_next_in_memory and not self._must_wait()
+        following = self.following
+        has_next = following.has_next_in_memory or (
+            self._framing.splice is None and following.has_pieces
+        )
+        return has_next and not self._must_wait()
 
     def _go_idle(self, *, sent: bool) -> None:
         """Wait for the next event without a task."""

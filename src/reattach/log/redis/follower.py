@@ -3,7 +3,6 @@
 import asyncio
 import struct
 import time
-from array import array
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -17,13 +16,13 @@ from reattach.log.closed_runs import LOAD_BYTES, ClosedRuns
 from reattach.log.notifier import Notifier
 from reattach.log.redis.batcher import Batcher
 from reattach.log.redis.client import RedisClient
+from reattach.log.redis.pages import Page, page_of
 from reattach.log.redis.run_state import LocalRun, StoredState
 from reattach.log.redis.scripts import (
     READ,
     STATE_MANY,
     Keys,
     NotificationKind,
-    join_bodies,
     unpack_notification,
 )
 from reattach.log.redis.subscriber import Subscriber, retry_backoff, run_all
@@ -221,8 +220,8 @@ class Follower:
         max_bytes: int,
         max_events: int,
         only_closed: bool = False,
-    ) -> tuple[StoredState, bytes, "array[int]"]:
-        """Read from Redis the state, the joined frames after ``after_seq``, and their ends.
+    ) -> tuple[StoredState, Page]:
+        """Read from Redis the state, and the frames after ``after_seq``.
 
         All frames that came are returned: one append may have been larger than the bounds. With
         ``only_closed``, an open log has none.
@@ -233,16 +232,14 @@ class Follower:
             raise not_found_error(run_id)
         _, raw, first_seq, *bodies = answer
         try:
-            frames, ends = join_bodies(Seq(int(first_seq)), bodies, after_seq=after_seq)
+            page = page_of(Seq(int(first_seq)), bodies, after_seq=after_seq)
         except (struct.error, ValueError) as error:
             raise LogDamagedError(
                 f"The log of {run_id} is damaged after event {after_seq}."
             ) from error
-        return StoredState.parse(raw), frames, ends
+        return StoredState.parse(raw), page
 
-    async def _read_to_load(
-        self, run: LocalRun, after_seq: Seq
-    ) -> tuple[StoredState, bytes, "array[int]"]:
+    async def _read_to_load(self, run: LocalRun, after_seq: Seq) -> tuple[StoredState, Page]:
         return await self.read(
             run.run_id, after_seq, max_bytes=_LOAD_SLICE_BYTES, max_events=_LOAD_SLICE_EVENTS
         )
@@ -258,10 +255,10 @@ class Follower:
             state = await self.state(run.run_id)
             tail = Tail(state.first_seq)
             while state.closed and tail.last_seq < run.tail.first_seq - 1:
-                state, frames, ends = await self._read_to_load(run, tail.last_seq)
-                if not ends:
+                state, page = await self._read_to_load(run, tail.last_seq)
+                if not page:
                     return
-                tail.extend_joined(frames, ends)
+                tail.extend_joined(page.frames, page.ends)
         except ReattachError:
             return  # The reader reads its own slices, and reports what is wrong.
         for evicted in self._closed_runs.evict(tail.size_bytes):
@@ -447,19 +444,19 @@ class Follower:
             shown_seq = run.tail.last_seq
             after_seq = shown_seq if is_checked else max(shown_seq, run.tail.first_seq) - 1
             run.is_behind = False
-            state, frames, ends = await self._read_to_load(run, after_seq)
+            state, page = await self._read_to_load(run, after_seq)
             if not run.reconcile(state, shown_seq):
                 return
             is_checked = True
             if after_seq + 1 < state.first_seq:
                 continue  # The log was trimmed, and ``reconcile`` has trimmed the tail.
-            close = state.closed and after_seq + len(ends) >= state.last_seq
-            run.merge_joined(after_seq + 1, frames, ends, close)
+            close = state.closed and after_seq + len(page) >= state.last_seq
+            run.merge_joined(after_seq + 1, page.frames, page.ends, close)
             if run.tail.last_seq >= max(state.last_seq, run.announced_seq):
                 if run.is_behind:
                     continue
                 return
-            if not ends and not state.last_seq > run.tail.last_seq:
+            if not page and not state.last_seq > run.tail.last_seq:
                 run.announced_seq = 0  # The announced frames are gone again.
 
     def _ensure_polling(self) -> None:

@@ -29,6 +29,7 @@ from reattach.log.base import (
     Inventory,
     Log,
     LogEntry,
+    Pieces,
     RunWriter,
     Slice,
     Tail,
@@ -39,7 +40,8 @@ from reattach.log.base import (
 from reattach.log.redis.batcher import Batcher
 from reattach.log.redis.client import ANSWER_SECONDS, RedisClient, WaitPolicy, client_for
 from reattach.log.redis.follower import Follower
-from reattach.log.redis.read_ahead import PAGE_BYTES, PAGE_EVENTS, Page, ReadAhead
+from reattach.log.redis.pages import Page
+from reattach.log.redis.read_ahead import PAGE_BYTES, PAGE_EVENTS, ReadAhead
 from reattach.log.redis.run_state import LocalRun, StoredState
 from reattach.log.redis.scripts import (
     APPEND_MANY,
@@ -202,7 +204,7 @@ class RedisLog(Log):
             if piece is not None:
                 run.read_until_seq = piece.last_seq
                 return piece
-        state, frames, ends = await self.follower.read(
+        state, page = await self.follower.read(
             run_id,
             after_seq,
             max_bytes=max(max_bytes, PAGE_BYTES) if goes_on else max_bytes,
@@ -210,7 +212,6 @@ class RedisLog(Log):
         )
         if after_seq + 1 < state.first_seq:
             raise TrimmedError(run_id, state.first_seq)
-        page = Page(Seq(after_seq + 1), frames, ends)
         piece = page.slice(after_seq, max_bytes=max_bytes, max_events=max_events)
         if piece is None:
             return Slice(after_seq + 1, after_seq, b"")
@@ -231,7 +232,7 @@ class RedisLog(Log):
         if self.follower.is_known(run_id):
             return None  # Another reader may have its frames in memory, or is about to.
         try:
-            state, frames, ends = await self.follower.read(
+            state, page = await self.follower.read(
                 run_id, after_seq, max_bytes=max_bytes, max_events=max_events, only_closed=True
             )
         except (LogNotFoundError, LogDamagedError):
@@ -239,12 +240,33 @@ class RedisLog(Log):
         run = self.follower.join_closed(run_id, state)
         if run is None:
             return None
-        page = Page(Seq(after_seq + 1), frames, ends)
         piece = page.slice(after_seq, max_bytes=max_bytes, max_events=max_events)
         if piece is None:
             return ClosedRead(state.head, Slice(after_seq + 1, after_seq, b""))
         self._note_read(run, after_seq, piece, page)
         return ClosedRead(state.head, piece)
+
+    @override
+    def pieces(
+        self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int
+    ) -> Pieces | None:
+        run = self._run_ahead(run_id, after_seq)
+        if run is None:
+            return None
+        found = self.read_ahead.pieces(run, after_seq, max_bytes=max_bytes, max_events=max_events)
+        if found is not None:
+            run.read_until_seq = found.last_seq
+        return found
+
+    @override
+    def has_pieces(self, run_id: str, after_seq: Seq) -> bool:
+        run = self._run_ahead(run_id, after_seq)
+        return run is not None and self.read_ahead.has(run, after_seq)
+
+    def _run_ahead(self, run_id: str, after_seq: Seq) -> LocalRun | None:
+        """Return the run if the last slice of it ended at ``after_seq``."""
+        run = self.follower.local_run(run_id)
+        return run if run is not None and run.read_until_seq == after_seq else None
 
     def _note_read(self, run: LocalRun, after_seq: Seq, piece: Slice, page: Page) -> None:
         """Keep the rest of the page for a reader that goes on; two readers load the run."""

@@ -1,13 +1,12 @@
 """Frames of closed runs that came with the last slice, for the reader that goes on there."""
 
-from array import array
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Final
 
 from reattach.domain.ids import Seq
+from reattach.log.redis.pages import Page
 from reattach.log.redis.run_state import LocalRun
-from reattach.log.tail import Slice, stop_of
+from reattach.log.tail import Pieces, Slice
 
 PAGE_BYTES: Final = 512 * 1024
 """The most bytes that are read at a time for a reader that goes on. It blocks Redis for under two
@@ -16,31 +15,6 @@ PAGE_EVENTS: Final = 10_000
 
 _PAGES: Final = 16
 """The most pages in memory. A reader that stalls may lose its page, and reads it again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Joined frames from ``first_seq`` on. ``ends`` are offsets into ``frames``."""
-
-    first_seq: Seq
-    frames: bytes
-    ends: "array[int]"
-
-    @property
-    def last_seq(self) -> Seq:
-        return Seq(self.first_seq + len(self.ends) - 1)
-
-    def slice(self, after_seq: Seq, *, max_bytes: int, max_events: int) -> Slice | None:
-        """Return frames from ``after_seq + 1`` on, within the bounds of ``Log.read``.
-
-        None if the page does not have that frame.
-        """
-        ends, start = self.ends, after_seq + 1 - self.first_seq
-        if not 0 <= start < len(ends):
-            return None
-        begin = ends[start - 1] if start else 0
-        stop = stop_of(ends, start, begin, max_bytes=max_bytes, max_events=max_events)
-        return Slice(after_seq + 1, self.first_seq + stop - 1, self.frames[begin : ends[stop - 1]])
 
 
 class ReadAhead:
@@ -56,17 +30,31 @@ class ReadAhead:
         if len(self._pages) > _PAGES:
             self._pages.popitem(last=False)
 
+    def has(self, run: LocalRun, after_seq: Seq) -> bool:
+        """Whether the next frames are here."""
+        page = self._pages.get(run)
+        return page is not None and page.first_seq <= after_seq + 1 <= page.last_seq
+
     def slice(
         self, run: LocalRun, after_seq: Seq, *, max_bytes: int, max_events: int
     ) -> Slice | None:
         """Return the next frames if they are here, and drop a page that has been read."""
+        found = self.pieces(run, after_seq, max_bytes=max_bytes, max_events=max_events)
+        if found is None:
+            return None
+        return Slice(after_seq + 1, found.last_seq, b"".join(found.frames))
+
+    def pieces(
+        self, run: LocalRun, after_seq: Seq, *, max_bytes: int, max_events: int
+    ) -> Pieces | None:
+        """Return the frames of ``slice`` in the pieces in which they came."""
         page = self._pages.get(run)
         if page is None:
             return None
-        piece = page.slice(after_seq, max_bytes=max_bytes, max_events=max_events)
-        if piece is None or piece.last_seq >= page.last_seq:
+        found = page.pieces(after_seq, max_bytes=max_bytes, max_events=max_events)
+        if found is None or found.last_seq >= page.last_seq:
             del self._pages[run]
-        return piece
+        return found
 
     def drop(self, run: LocalRun) -> None:
         self._pages.pop(run, None)

@@ -20,16 +20,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import sha1
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Final
 
 from reattach.domain.ids import Seq, Token
 from reattach.log.frames import pack_numbers, unpack_numbers
+from reattach.log.redis.pages import COUNT
 
 _HEAD: Final = struct.Struct("<Bqq")
-_COUNT: Final = struct.Struct("<I")
 _HEAD_SIZE: Final = _HEAD.size
-_ONE: Final = _COUNT.pack(1)
 
 
 class NotificationKind(IntEnum):
@@ -68,9 +67,9 @@ def pack_append(token: Token, first_seq: Seq, frames: Sequence[bytes], close: bo
         NotificationKind.CLOSED if close else NotificationKind.APPENDED, token, first_seq
     )
     if len(frames) == 1:  # The most frequent case by far.
-        return b"".join((head, _COUNT.pack(1), frames[0]))
+        return b"".join((head, COUNT.pack(1), frames[0]))
     lengths = pack_numbers([len(frame) for frame in frames])
-    return b"".join((head, _COUNT.pack(len(frames)), lengths, *frames))
+    return b"".join((head, COUNT.pack(len(frames)), lengths, *frames))
 
 
 def unpack_notification(packed: bytes) -> Notification:
@@ -84,10 +83,10 @@ def unpack_notification(packed: bytes) -> Notification:
         kind = NotificationKind(number)
         if kind > NotificationKind.CLOSED:
             return Notification(kind, seq, array("Q"), b"")
-        (count,) = _COUNT.unpack_from(packed, _HEAD_SIZE)
+        (count,) = COUNT.unpack_from(packed, _HEAD_SIZE)
     except struct.error as error:
         raise ValueError("The notification has no head.") from error
-    start = _HEAD_SIZE + _COUNT.size
+    start = _HEAD_SIZE + COUNT.size
     if count == 1:
         return Notification(kind, seq, None, packed[start:])
     end = start + 4 * count
@@ -96,40 +95,6 @@ def unpack_notification(packed: bytes) -> Notification:
 
 def split_at(frames: bytes, ends: "array[int]") -> list[bytes]:
     return [frames[begin:end] for begin, end in pairwise([0, *ends])]
-
-
-def join_bodies(
-    first_seq: Seq, bodies: Sequence[bytes], *, after_seq: Seq
-) -> tuple[bytes, "array[int]"]:
-    """Return the joined frames after ``after_seq`` from ``bodies``, and their ends.
-
-    The first body begins with ``first_seq``.
-    """
-    pieces: list[bytes | memoryview] = []
-    lengths = array("I")
-    for body in bodies:
-        if body.startswith(_ONE):  # The most frequent case by far.
-            pieces.append(body[_COUNT.size :])
-            lengths.append(len(body) - _COUNT.size)
-            continue
-        try:
-            (count,) = _COUNT.unpack_from(body)
-            at = _COUNT.size * (1 + count)
-            of_body = unpack_numbers(body[_COUNT.size : at])
-            if len(of_body) != count or sum(of_body) != len(body) - at:
-                raise ValueError("The lengths are not those of the frames.")
-        except (struct.error, ValueError):
-            if first_seq + len(lengths) - 1 > after_seq:
-                break  # The frames before the damaged ones are whole.
-            raise
-        pieces.append(memoryview(body)[at:])
-        lengths.extend(of_body)
-    frames, ends = b"".join(pieces), array("Q", accumulate(lengths))
-    start = min(max(after_seq + 1 - first_seq, 0), len(ends))
-    if start == 0:
-        return frames, ends
-    begin = ends[start - 1]
-    return frames[begin:], array("Q", [end - begin for end in ends[start:]])
 
 
 def ends_of(lengths: bytes) -> "array[int]":

@@ -26,7 +26,7 @@ from reattach.domain.limits import (
     REPLAY_TURN_BYTES,
     TOKEN_EXPIRING_SECONDS,
 )
-from reattach.log.base import Log, Slice, Tail, View
+from reattach.log.base import Log, Pieces, Slice, Tail, View
 from reattach.log.notifier import Notifier
 from reattach.records.base import Target
 from reattach.runs.following.lag import LagMeter
@@ -34,6 +34,9 @@ from reattach.runs.following.lag import LagMeter
 logger = structlog.get_logger(__name__)
 
 _SYSTEM_CLOCK: Final = SystemClock()
+
+_PIECES_BYTES: Final = 2 * REPLAY_SLICE_BYTES
+"""The most bytes of pieces in one write, which a client that stalls holds in memory."""
 
 __all__ = ["Expiry", "Following", "Target", "Watch", "follow", "gone_error", "remainder"]
 
@@ -50,6 +53,14 @@ class Reads(Protocol):
 
     async def read(self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int) -> Slice:
         """Return the frames after ``after_seq``: see ``Log.read``."""
+
+    def pieces(
+        self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int
+    ) -> Pieces | None:
+        """Return some of them if they are in memory: see ``Log.pieces``."""
+
+    def has_pieces(self, run_id: str, after_seq: Seq) -> bool:
+        """Whether ``pieces`` would return frames."""
 
 
 class Following:
@@ -198,6 +209,20 @@ class Following:
             self.cursor = piece.last_seq
         return piece
 
+    def pieces(self) -> Pieces | None:
+        """Return the next events without waiting if a read brought them along from the store.
+
+        Moves the cursor.
+        """
+        if self._first is not None or self.cursor + 1 >= self._tail.first_seq:
+            return None
+        found = self._log.pieces(
+            self.run_id, self.cursor, max_bytes=_PIECES_BYTES, max_events=self._max_events
+        )
+        if found is not None:
+            self.cursor = found.last_seq
+        return found
+
     def on_change(self) -> None:
         """Pass new events to the sink, or wake the reader."""
         if self.sink is not None:
@@ -280,6 +305,11 @@ class Following:
         return self._first is not None or (
             self._tail.first_seq <= self.cursor + 1 <= self._tail.last_seq
         )
+
+    @property
+    def has_pieces(self) -> bool:
+        """Whether ``pieces`` would return events."""
+        return self._log.has_pieces(self.run_id, self.cursor)
 
     def is_overlooked(self) -> bool:
         """Whether it had events to read at this check and the previous one, and has not moved."""

@@ -206,6 +206,12 @@ class Translation:
             max_events=max(max_events, 1),
         )
 
+    def pieces(self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int) -> None:
+        """Return None: nothing is computed ahead. See ``Log.pieces``."""
+
+    def has_pieces(self, run_id: str, after_seq: Seq) -> bool:  # noqa: ARG002
+        return False
+
     async def read(
         self,
         run_id: str,
