@@ -63,7 +63,7 @@ class _Proxies:
     def trust(self, host: str) -> bool:
         if self._all or not host:
             return self._all
-        return self._find(host) if len(host) <= _MAX_NAME_CHARS else False
+        return self._find(host) if len(host) <= _MAX_NAME_CHARS else self._look(host)
 
     def _look(self, host: str) -> bool:
         try:
