@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
+import uvloop
 from sqlalchemy import Connection, delete, insert, literal, select, text
 
 from reattach.domain.errors import ConflictError, NotFoundError, StoreUnavailableError
@@ -323,3 +325,44 @@ async def test_threads_and_the_event_loop_share_the_connections(
     made: Any = database.writes.engine.pool
     assert made.checkedout() <= 6
     assert all(isinstance(driver_of(one), BoundedConnection) for one in database.writes._idle)
+
+
+@pytest.mark.parametrize("answered_bytes", [1, 30])
+def test_a_connection_that_is_reset_within_an_answer_ends_the_wait_on_uvloop(
+    server: PostgresqlServer, relay: Relay, answered_bytes: int
+) -> None:
+    async def lose() -> None:
+        database = await Database.open(server.url(address=relay.address))
+        await warm_up(database)
+        await database.in_short_read(read)
+        relay.cut_after(answered_bytes)
+        reading = asyncio.create_task(database.in_short_read(read))
+        await asyncio.sleep(0)
+        time.sleep(0.3)  # The bytes and the reset come at once then.
+        async with asyncio.timeout(10):
+            assert await reading == []
+            await database.aclose()
+
+    uvloop.run(lose())
+
+
+def test_an_answer_that_came_during_a_pause_of_the_process_is_taken_on_uvloop(
+    server: PostgresqlServer, relay: Relay, monkeypatch: pytest.MonkeyPatch, calls: list[object]
+) -> None:
+    monkeypatch.setattr(bounded, "SILENCE_SECONDS", 1.0)
+
+    async def pause() -> None:
+        database = await Database.open(server.url(address=relay.address))
+        await warm_up(database)
+        await database.in_short_read(read)
+        calls.clear()
+        relay.pause()
+        reading = asyncio.create_task(database.in_short_read(read))
+        await asyncio.sleep(0.35)
+        relay.resume()
+        time.sleep(1.2)  # As a process that was stopped.
+        assert await reading == []
+        assert not calls
+        await database.aclose()
+
+    uvloop.run(pause())

@@ -110,7 +110,11 @@ class SocketWatch:
         before, self._unsent_bytes = self._unsent_bytes, self._connection.unsent_bytes()
         if self._has_moved or before != self._unsent_bytes:
             self._has_moved, self._moved_at = False, now
-        else:
+            return
+        # uvloop calls only once for a connection that was reset, even if bytes come before that;
+        # and after a pause it looks at the time before it looks at the sockets.
+        self._go_on(Ready.R)
+        if self._waits is not None:
             self._connection.hang_up_after(now - self._moved_at)
 
     def _go_on(self, ready: Ready | None) -> None:
