@@ -366,3 +366,21 @@ def test_an_answer_that_came_during_a_pause_of_the_process_is_taken_on_uvloop(
         await database.aclose()
 
     uvloop.run(pause())
+
+
+async def test_a_lost_connection_that_was_left_to_threads_is_replaced(
+    database: Database, postgresql_url: str
+) -> None:
+    await warm_up(database)
+    await database.in_short_write(add, "a")
+    async with await psycopg.AsyncConnection.connect(postgresql_url, autocommit=True) as other:
+        await other.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid != pg_backend_pid()"
+        )
+    await asyncio.sleep(0.1)
+    database.writes._unwatch_one()
+    await database.in_short_write(add, "b")
+    assert await database.in_short_read(read) == ["a", "b"]
+    made: Any = database.writes.engine.pool
+    assert made.checkedout() == 1

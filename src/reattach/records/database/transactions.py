@@ -187,7 +187,13 @@ class Transactions:
         """Return a connection for the event loop; None if threads need all that there are."""
         if self._watched:
             return self._watched.pop()
-        return self._idle.pop() if len(self._idle) > self._threads.running else None
+        if len(self._idle) <= self._threads.running:
+            return None
+        connection = self._idle.pop()
+        if driver_of(connection).broken:  # It was lost while the event loop watched it.
+            self._idle.append(connection)  # A thread replaces it.
+            return None
+        return connection
 
     def _unwatch_one(self) -> None:
         """Leave a connection to the thread that is about to be called, if there is one.
