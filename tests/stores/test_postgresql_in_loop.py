@@ -384,3 +384,25 @@ async def test_a_lost_connection_that_was_left_to_threads_is_replaced(
     assert await database.in_short_read(read) == ["a", "b"]
     made: Any = database.writes.engine.pool
     assert made.checkedout() == 1
+
+
+async def test_closing_waits_for_a_transaction_that_is_left_to_a_thread(
+    database: Database, postgresql_url: str
+) -> None:
+    large = "r" * (bounded.LOOP_BYTES + 1)
+
+    def late(connection: Connection) -> Steps[str]:
+        yield [(_INSERT_ONE, {"run_id": "a", "abandoned_at": NOON})]
+        return (yield from add(connection, large))
+
+    await warm_up(database)
+    async with await psycopg.AsyncConnection.connect(postgresql_url) as holder:
+        await holder.execute("LOCK TABLE abandoned_logs")
+        waiting = asyncio.create_task(database.in_short_write(late))
+        await asyncio.sleep(0.05)
+        closing = asyncio.create_task(database.aclose())
+        await asyncio.sleep(0.05)
+        await holder.rollback()
+    async with asyncio.timeout(30):
+        assert await waiting == large
+        await closing

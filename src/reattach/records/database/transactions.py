@@ -134,13 +134,31 @@ class Transactions:
             try:
                 if self.is_closing:
                     raise StoreUnavailableError("The server is closing. Try again in a moment.")
-                made = None if waits is None else await self._drive(waits)
-                if made is not None:
-                    return made[0]
-                self._unwatch_one()
-                return await _finish(self._threads.call(work))
+                if waits is None:
+                    return await _finish(self._call(work))
+                with self._counted_in_loop():  # Until a thread has it, if one must.
+                    made = await self._drive(waits)
+                    if made is not None:
+                        return made[0]
+                    called = self._call(work)
+                return await _finish(called)
             finally:
                 self._permits.release()
+
+    def _call(self, work: Callable[[], _T]) -> "asyncio.Future[_T]":
+        self._unwatch_one()
+        return self._threads.call(work)
+
+    @contextmanager
+    def _counted_in_loop(self) -> Iterator[None]:
+        self._in_loop += 1
+        self._none_in_loop.clear()
+        try:
+            yield
+        finally:
+            self._in_loop -= 1
+            if not self._in_loop:
+                self._none_in_loop.set()
 
     async def _drive(
         self, waits: Callable[[Connection], Generator[Any, Any, _T]]
@@ -154,8 +172,6 @@ class Transactions:
             return None
         driver = driver_of(connection)
         watch, steps = driver.watch(), waits(connection)
-        self._in_loop += 1
-        self._none_in_loop.clear()
         on_end = partial(self._put_back, connection, driver)
         ended: asyncio.Future[_T] = watch.drive(steps, on_end)
         try:
@@ -174,9 +190,6 @@ class Transactions:
             return None
 
     def _put_back(self, connection: Connection, driver: Any) -> None:
-        self._in_loop -= 1
-        if not self._in_loop:
-            self._none_in_loop.set()
         if driver.closed:
             connection.invalidate()
             connection.close()
