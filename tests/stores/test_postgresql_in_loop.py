@@ -387,15 +387,24 @@ async def test_a_lost_connection_that_was_left_to_threads_is_replaced(
 
 
 async def test_closing_waits_for_a_transaction_that_is_left_to_a_thread(
-    database: Database, postgresql_url: str
+    database: Database, postgresql_url: str, calls: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = "r" * (bounded.LOOP_BYTES + 1)
+    calls_before_close: list[int] = []
+    loop = asyncio.get_running_loop()
+    run_in_executor: Any = loop.run_in_executor
+
+    def note(executor: None, work: Callable[[], None]) -> Any:
+        calls_before_close.append(len(calls))
+        return run_in_executor(executor, work)
 
     def late(connection: Connection) -> Steps[str]:
         yield [(_INSERT_ONE, {"run_id": "a", "abandoned_at": NOON})]
         return (yield from add(connection, large))
 
     await warm_up(database)
+    calls.clear()
+    monkeypatch.setattr(loop, "run_in_executor", note)
     async with await psycopg.AsyncConnection.connect(postgresql_url) as holder:
         await holder.execute("LOCK TABLE abandoned_logs")
         waiting = asyncio.create_task(database.in_short_write(late))
@@ -406,3 +415,4 @@ async def test_closing_waits_for_a_transaction_that_is_left_to_a_thread(
     async with asyncio.timeout(30):
         assert await waiting == large
         await closing
+    assert calls_before_close == [0, 1]  # Reads, then writes.

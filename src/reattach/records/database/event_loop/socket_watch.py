@@ -111,8 +111,7 @@ class SocketWatch:
         if self._has_moved or before != self._unsent_bytes:
             self._has_moved, self._moved_at = False, now
             return
-        # uvloop calls only once for a connection that was reset, even if bytes come before that;
-        # and after a pause it looks at the time before it looks at the sockets.
+        # uvloop calls only once for a connection that was reset, even if bytes came before that.
         self._go_on(Ready.R)
         if self._waits is not None:
             self._connection.hang_up_after(now - self._moved_at)
