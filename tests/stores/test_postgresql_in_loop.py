@@ -386,6 +386,19 @@ async def test_a_lost_connection_that_was_left_to_threads_is_replaced(
     assert made.checkedout() == 1
 
 
+async def test_closing_says_nothing_of_connections_that_were_lost(
+    server: PostgresqlServer, relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = await Database.open(server.url(address=relay.address))
+    await warm_up(database)
+    await database.in_short_read(read)
+    await database.in_single_write(_DELETE, {})
+    relay.cut()
+    await asyncio.sleep(0.2)
+    await database.aclose()
+    assert not caplog.records
+
+
 async def test_closing_waits_for_a_transaction_that_is_left_to_a_thread(
     database: Database, postgresql_url: str, calls: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -200,13 +200,7 @@ class Transactions:
         """Return a connection for the event loop; None if threads need all that there are."""
         if self._watched:
             return self._watched.pop()
-        if len(self._idle) <= self._threads.running:
-            return None
-        connection = self._idle.pop()
-        if driver_of(connection).broken:  # It was lost while the event loop watched it.
-            self._idle.append(connection)  # A thread replaces it.
-            return None
-        return connection
+        return self._idle.pop() if len(self._idle) > self._threads.running else None
 
     def _unwatch_one(self) -> None:
         """Leave a connection to the thread that is about to be called, if there is one.
@@ -214,8 +208,15 @@ class Transactions:
         Otherwise it would make one beyond the limit of the pool.
         """
         if self._watched and len(self._idle) <= self._threads.running:
-            connection = self._watched.pop()
-            driver_of(connection).unwatch()
+            self._unwatch(self._watched.pop())
+
+    def _unwatch(self, connection: Connection) -> None:
+        driver = driver_of(connection)
+        driver.unwatch()
+        if driver.broken:  # It was lost meanwhile. A thread makes another one.
+            connection.invalidate()
+            connection.close()
+        else:
             self._idle.append(connection)
 
     def _short(
@@ -350,9 +351,7 @@ class Transactions:
         self.refuse_more()
         await self._none_in_loop.wait()
         while self._watched:
-            connection = self._watched.pop()
-            driver_of(connection).unwatch()
-            self._idle.append(connection)
+            self._unwatch(self._watched.pop())
         await asyncio.get_running_loop().run_in_executor(None, self.close)
 
     def close(self) -> None:
