@@ -74,6 +74,15 @@ def databases_share_compiled_statements() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def nothing_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count no work of a busy machine as that of a slow disk, in the records on SQLite."""
+    from reattach.records.database import sqlite
+
+    monkeypatch.setattr(sqlite, "COMMIT_SECONDS", 60.0)
+    monkeypatch.setattr(sqlite, "SHORT_SECONDS", 60.0)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def servers_are_forks() -> Iterator[None]:
     with servers_forked(FORKING):

@@ -102,6 +102,22 @@ async def all_answer(server: ServerProcess, children: set[int]) -> None:
                 return
 
 
+async def send_and_signal(server: ServerProcess, text: str, *pids: int) -> Received:
+    """Send, and signal SIGTERM to the processes once the answer has begun; return all of it."""
+    async with client_of(server) as client:
+        received, signalled = Received(), False
+
+        def on_read() -> None:
+            nonlocal signalled
+            if not signalled and received.cursor:
+                signalled = True
+                for pid in pids:
+                    os.kill(pid, signal.SIGTERM)
+
+        await client.send(await client.conversation(), text, received, otid="one", on_read=on_read)
+    return received
+
+
 async def test_children_share_a_port_are_replaced_when_they_die_and_drain_on_sigterm(
     server: ServerProcess,
 ) -> None:
@@ -117,19 +133,8 @@ async def test_children_share_a_port_are_replaced_when_they_die_and_drain_on_sig
     assert new != killed
     await all_answer(server, {new, kept})
 
-    async with client_of(server) as client:
-        received, signalled = Received(), False
-
-        def on_read() -> None:
-            nonlocal signalled
-            if not signalled and received.cursor:
-                signalled = True
-                # As a service's supervisor does: to the whole group, so each gets it twice.
-                for pid in (server.pid, new, kept):
-                    os.kill(pid, signal.SIGTERM)
-
-        text = "[chunks=150][rate=100]"
-        await client.send(await client.conversation(), text, received, otid="one", on_read=on_read)
+    # As a service's supervisor does: to the whole group, so each gets it twice.
+    received = await send_and_signal(server, "[chunks=150][rate=100]", server.pid, new, kept)
     assert received.end()["stop_reason"] == "end_turn"
     assert await asyncio.to_thread(server.wait) == 0
     assert is_gone(new)
@@ -167,17 +172,7 @@ async def test_a_child_that_serves_drains_though_another_one_was_still_starting_
     os.kill(max(children), signal.SIGSTOP)
     await asyncio.to_thread(until, lambda: answers(server))
 
-    async with client_of(server) as client:
-        received, signalled = Received(), False
-
-        def on_read() -> None:
-            nonlocal signalled
-            if not signalled and received.cursor:
-                signalled = True
-                os.kill(process, signal.SIGTERM)
-
-        text = "[chunks=50][rate=100]"
-        await client.send(await client.conversation(), text, received, otid="one", on_read=on_read)
+    received = await send_and_signal(server, "[chunks=50][rate=100]", process)
     assert received.end()["stop_reason"] == "end_turn"
     with pytest.raises(RuntimeError):
         await starting

@@ -15,7 +15,6 @@ from reattach.domain.ids import DEFAULT_TENANT, AgentId, ConversationId, TenantI
 from reattach.records.agents import Agents
 from reattach.records.base import Agent, Conversation
 from reattach.records.conversations import Conversations
-from reattach.records.database import sqlite
 from reattach.records.known import addressees
 from reattach.server import datadir
 from tests.support.asgi_server import OTHER_TENANT
@@ -29,12 +28,7 @@ from tests.support.live_server import (
     to,
 )
 
-
-@pytest.fixture(autouse=True)
-def nothing_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Count no work of a busy machine as that of a slow disk."""
-    monkeypatch.setattr(sqlite, "COMMIT_SECONDS", 60.0)
-    monkeypatch.setattr(sqlite, "SHORT_SECONDS", 60.0)
+pytestmark = pytest.mark.usefixtures("nothing_is_slow")
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -40,21 +40,6 @@ _ONE = PreparedStatement(select(literal(1).label("one")))
 @pytest.fixture
 def records_url(postgresql_url: str) -> str:
     return postgresql_url
-
-
-@pytest.fixture
-def relay(server: PostgresqlServer) -> Iterator[Relay]:
-    with Relay(server.address) as relay:
-        yield relay
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresqlServer]:
-    from reattach.records.database.database import upgrade
-
-    with PostgresqlServer() as server:
-        upgrade(server.url())
-        yield server
 
 
 @pytest.fixture

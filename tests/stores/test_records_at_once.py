@@ -20,6 +20,8 @@ from reattach.records.database.prepared import PreparedStatement, Steps, driver_
 from reattach.records.database.transactions import Transactions
 from tests.support.record_samples import NOON
 
+pytestmark = pytest.mark.usefixtures("nothing_is_slow")
+
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -31,13 +33,6 @@ _COUNT = PreparedStatement(select(func.count()).select_from(schema.abandoned_log
 async def database(database: Database) -> Database:
     await database.in_write(begin_wal)
     return database
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Count no work of a busy machine as that of a slow disk."""
-    monkeypatch.setattr(sqlite, "COMMIT_SECONDS", 60.0)
-    monkeypatch.setattr(sqlite, "SHORT_SECONDS", 60.0)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import select
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
 
@@ -56,22 +56,6 @@ async def other_process(postgresql_url: str) -> AsyncIterator[Records]:
     other = await Records.open(postgresql_url, clock=SystemClock())
     yield other
     await other.aclose()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresqlServer]:
-    """A server that tests may stop; its one database has the schema."""
-    from reattach.records.database.database import upgrade
-
-    with PostgresqlServer() as server:
-        upgrade(server.url())
-        yield server
-
-
-@pytest.fixture
-def relay(server: PostgresqlServer) -> Iterator[Relay]:
-    with Relay(server.address) as relay:
-        yield relay
 
 
 def assert_reveals_nothing(error: StoreUnavailableError) -> None:
