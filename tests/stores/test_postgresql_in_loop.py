@@ -414,3 +414,13 @@ async def test_closing_waits_for_a_transaction_that_is_left_to_a_thread(
         assert await waiting == large
         await closing
     assert calls_before_close == [0, 1]  # Reads, then writes.
+
+
+async def test_a_read_of_several_steps_is_recognised_when_it_is_made_again(
+    records: Records,
+) -> None:
+    world = await a_world(records)
+    for _ in range(3):
+        await records.agents.with_message_ids(OURS, world.agent.id)
+        await records.conversations.with_message_ids(OURS, world.conversation.id)
+    assert len(records._database.reads._long_reads) == 2

@@ -108,12 +108,7 @@ class Agents(Repository):
         self, tenant: TenantId, agent_id: AgentId
     ) -> tuple[Agent, builtins.list[MessageId]]:
         """Return the agent and the ids of the messages in context of its default thread."""
-
-        def read(connection: Connection) -> Steps[tuple[Agent, builtins.list[MessageId] | None]]:
-            agent = yield from agent_of(connection, tenant, agent_id)
-            return agent, (yield from threads.message_ids_if_few(agent_id))
-
-        agent, ids = await self._database.in_short_read(read)
+        agent, ids = await self._database.in_short_read(_with_message_ids, tenant, agent_id)
         if ids is None:
             ids = await self._database.in_read(threads.message_ids, agent_id)
         return agent, ids
@@ -229,6 +224,13 @@ def agent_of(connection: Connection, tenant: TenantId, agent_id: AgentId) -> Ste
     """Return the agent with its blocks and tags. Raises NotFoundError."""
     row = yield from lookup.required(connection, schema.agents, tenant, agent_id, _ONE)
     return (yield from agent_of_row(connection, row))
+
+
+def _with_message_ids(
+    connection: Connection, tenant: TenantId, agent_id: AgentId
+) -> Steps[tuple[Agent, list[MessageId] | None]]:
+    agent = yield from agent_of(connection, tenant, agent_id)
+    return agent, (yield from threads.message_ids_if_few(agent_id))
 
 
 def agent_of_row(connection: Connection, row: Row) -> Steps[Agent]:

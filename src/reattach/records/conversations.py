@@ -75,14 +75,8 @@ class Conversations(Repository):
         self, tenant: TenantId, conversation_id: ConversationId
     ) -> tuple[Conversation, builtins.list[MessageId]]:
         """Return the conversation and the ids of its messages in context: see ``message_ids``."""
-
-        def read(
-            connection: Connection,
-        ) -> Steps[tuple[Conversation, builtins.list[MessageId] | None]]:
-            conversation = yield from _get(connection, tenant, conversation_id)
-            return conversation, (yield from threads.message_ids_if_few(conversation.id))
-
-        conversation, ids = await self._database.in_short_read(read)
+        read = self._database.in_short_read(_with_message_ids, tenant, conversation_id)
+        conversation, ids = await read
         if ids is None:
             ids = await self.message_ids(tenant, Thread(conversation.agent_id, conversation.id))
         return conversation, ids
@@ -287,6 +281,13 @@ def _of_row(connection: Connection, row: Row) -> Steps[Conversation]:
     if row["has_blocks"]:
         isolated = yield from blocks_of_one(connection, _ISOLATED_OWNER, row["id"])
     return _conversation(row, isolated)
+
+
+def _with_message_ids(
+    connection: Connection, tenant: TenantId, conversation_id: ConversationId
+) -> Steps[tuple[Conversation, list[MessageId] | None]]:
+    conversation = yield from _get(connection, tenant, conversation_id)
+    return conversation, (yield from threads.message_ids_if_few(conversation_id))
 
 
 def _with_agent(

@@ -279,7 +279,8 @@ class Database:
 
         For prepared statements that find a few rows by their keys. With the write-ahead log of
         SQLite a reader waits for no writer. Values that are too large for the loop are read in a
-        thread after all. ``work`` may be called twice.
+        thread after all. ``work`` may be called twice, and must be a function of a module: how many
+        steps it takes is remembered for it.
         """
 
         def begin(connection: Connection) -> Steps[_T]:

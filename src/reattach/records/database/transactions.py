@@ -1,4 +1,4 @@
-"""Transactions as functions over a synchronous connection, run in threads.
+"""Transactions: functions over a synchronous connection in threads, or steps in the event loop.
 
 See docs/decisions/0011: a visit to a thread costs more than most statements, so a transaction is
 one visit, whatever the number of its statements. Work that comes at once may share one.
